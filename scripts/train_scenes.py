@@ -1,0 +1,216 @@
+"""Train the encoder of `builtin:scenes` on procedural scenes, and write its weights (float16) and its card.
+
+    python scripts/train_scenes.py                       # about 25 minutes on 2 CPU cores with bfloat16 units, 3 on a GPU
+    python scripts/train_scenes.py --scenes 64 --epochs 2 --held-out 32 --out /tmp/trial      # a trial of seconds
+
+Training, validation and test scenes have disjoint seeds. Everything random follows from `--seed` and the scenes' own seeds:
+the same command on the same machine with the same torch gives the same file. The card states accuracy on test scenes, which
+nothing was chosen by, measured with the rounded weights as they are shipped.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the scenes are drawn by one process a core
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms ask for on a GPU
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import platform
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from math import sqrt
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pullback.encoders.scenes_net import scenes_net
+from pullback.images.files import write_whole
+from pullback.images.scenes import CLASSES, scene
+
+FIRST_SEED = {"training": 0, "validation": 10_000_000, "test": 20_000_000}
+SIZE = 128
+MEAN, STD = 0.5, 0.5
+RESOLUTIONS = ((64, 0.5), (96, 0.75), (SIZE, 1.0))  # pixels a side, and until which share of the training
+WEIGHTS = Path(__file__).resolve().parents[1] / "src" / "pullback" / "encoders" / "weights"
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=int, default=20_000, help="training scenes")
+    parser.add_argument("--held-out", type=int, default=4_000, help="test scenes; a quarter as many for validation")
+    parser.add_argument("--epochs", type=int, default=28)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate of AdamW")
+    parser.add_argument("--decay", type=float, default=0.05, help="weight decay of AdamW")
+    parser.add_argument("--smoothing", type=float, default=0.05, help="label smoothing")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of torch and of drawing")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of scenes.safetensors and scenes.json")
+    return parser.parse_args()
+
+
+def main() -> None:
+    chosen = options()
+    start = time.monotonic()
+    held_out = {"validation": chosen.held_out // 4, "test": chosen.held_out}
+    sets = {name: drawn(name, count, chosen.threads) for name, count in {"training": chosen.scenes, **held_out}.items()}
+    print(f"{time.monotonic() - start:6.0f} s  scenes drawn", flush=True)
+
+    torch.set_num_threads(chosen.threads)
+    torch.manual_seed(chosen.seed)
+    torch.use_deterministic_algorithms(True)
+    device = torch.device(chosen.device)
+    net = scenes_net(len(CLASSES)).to(device, memory_format=torch.channels_last)
+    images, labels = (part.to(device) for part in sets["training"])
+    for epoch, loss in enumerate(train(net, images, labels, chosen), start=1):
+        correct = predictions(net, sets["validation"][0], device) == sets["validation"][1]
+        share = f"{correct.float().mean():.4f}"
+        print(
+            f"{time.monotonic() - start:6.0f} s  epoch {epoch}  loss {loss:.4f}  validation top-1 {share}", flush=True
+        )
+
+    state = {key: value.half() if value.is_floating_point() else value for key, value in net.state_dict().items()}
+    state = {key: value.cpu().contiguous() for key, value in state.items()}
+    net.load_state_dict(state)  # the card is about the weights as shipped, rounded to float16
+    data = save(state)
+    accuracy = {name: measured(net, *sets[name], device) for name in ("validation", "test")}
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    card = described(chosen, accuracy, data, seconds=time.monotonic() - start)
+    write_whole(chosen.out / "scenes.safetensors", data)
+    write_whole(chosen.out / "scenes.json", (json.dumps(card, indent=2) + "\n").encode())
+    print(
+        f"test top-1 {accuracy['test']['top1']:.4f}, 95 % interval {accuracy['test']['interval']}; wrote {chosen.out}"
+    )
+
+
+def drawn(name: str, count: int, workers: int) -> tuple[Tensor, Tensor]:
+    """`count` scenes of a set: images (count, 3, 128, 128) uint8 and labels (count,) int64."""
+    seeds = range(FIRST_SEED[name], FIRST_SEED[name] + count)
+    images, labels = np.empty((count, SIZE, SIZE, 3), np.uint8), np.empty(count, np.int64)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+        for index, (image, label) in enumerate(pool.map(_draw, seeds, chunksize=64)):
+            images[index], labels[index] = image, label
+    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)  # channels last in memory
+
+
+def _draw(seed: int) -> tuple[np.ndarray, int]:
+    drawing = scene(seed, size=SIZE)
+    return drawing.image, drawing.label
+
+
+def train(net: nn.Module, images: Tensor, labels: Tensor, chosen: argparse.Namespace) -> Iterator[float]:
+    """AdamW with a one-cycle cosine rate, small pictures first; yields the mean loss of each epoch."""
+    device = images.device
+    steps = max(len(images) // chosen.batch, 1)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=chosen.rate, weight_decay=chosen.decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, chosen.rate, total_steps=steps * chosen.epochs, pct_start=0.15, final_div_factor=1e3
+    )
+    generator = torch.Generator().manual_seed(chosen.seed)
+    for epoch in range(chosen.epochs):
+        net.train()
+        size = next(size for size, until in RESOLUTIONS if epoch < until * chosen.epochs)
+        total = torch.zeros((), device=device)
+        for indices in torch.randperm(len(images), generator=generator)[: steps * chosen.batch].split(chosen.batch):
+            indices = indices.to(device)
+            batch = augmented(images[indices], generator, size)
+            with torch.autocast(device.type, torch.bfloat16):
+                logits = net(batch)
+            loss = functional.cross_entropy(logits.float(), labels[indices], label_smoothing=chosen.smoothing)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            total += loss.detach()
+        yield float(total) / steps
+
+
+def augmented(images: Tensor, generator: torch.Generator, size: int) -> Tensor:
+    """Mirrored, transposed and recoloured copies at `size` pixels: no class depends on any of it. uint8 to preprocessed units."""
+    for change in (lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x.transpose(-1, -2)):
+        chosen = torch.rand(len(images), generator=generator).lt(0.5).to(images.device)
+        images = torch.where(chosen[:, None, None, None], change(images), images)
+    swap = torch.rand(len(images), 3, generator=generator).argsort(1).to(images.device)
+    images = images.gather(1, swap[:, :, None, None].expand_as(images))
+    down, right = torch.randint(-6, 7, (2,), generator=generator).tolist()
+    images = images.roll((down, right), (-2, -1))
+    values = preprocessed(images)
+    if size != SIZE:
+        values = functional.interpolate(values, (size, size), mode="area")
+    return values.contiguous(memory_format=torch.channels_last)
+
+
+def preprocessed(images: Tensor) -> Tensor:
+    return (images.float() / 255 - MEAN) / STD
+
+
+@torch.no_grad()
+def predictions(net: nn.Module, images: Tensor, device: torch.device) -> Tensor:
+    """The top-1 classes of uint8 images, in float32."""
+    net.eval()
+    return torch.cat([net(preprocessed(batch.to(device))).argmax(1).cpu() for batch in images.split(250)])
+
+
+def measured(net: nn.Module, images: Tensor, labels: Tensor, device: torch.device) -> dict[str, object]:
+    """Top-1 on a set with its 95 % Wilson interval, and per class."""
+    correct = (predictions(net, images, device) == labels).double()
+    total, share, z = len(labels), float(correct.mean()), 1.959964
+    middle, reach = share + z * z / (2 * total), z * sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
+    per_class = {name: correct[labels == number] for number, name in enumerate(CLASSES)}
+    return {
+        "scenes": total,
+        "top1": share,
+        "interval": [round((middle + side * reach) / (1 + z * z / total), 4) for side in (-1, 1)],
+        "per_class": {name: round(float(part.mean()), 4) for name, part in per_class.items() if len(part)},
+    }
+
+
+def described(chosen: argparse.Namespace, accuracy: dict, data: bytes, seconds: float) -> dict[str, object]:
+    """The card: what the network expects, how good it is, and how it came to be."""
+    generator = hashlib.sha256()
+    for seed in range(16):
+        generator.update(scene(seed).image.tobytes())
+    cuda = chosen.device.startswith("cuda")
+    return {
+        "schema": 1,
+        "name": "builtin:scenes",
+        "classes": list(CLASSES),
+        "preprocessing": {
+            "size": [SIZE, SIZE], "resize": SIZE, "interpolation": "bilinear", "mean": [MEAN] * 3, "std": [STD] * 3,
+        },
+        "accuracy": {"interval": "95 % Wilson", "weights": "rounded to float16, computed in float32", **accuracy},
+        "training": {
+            "scenes": chosen.scenes,
+            "first_seeds": FIRST_SEED,
+            "epochs": chosen.epochs,
+            "batch": chosen.batch,
+            "optimiser": "AdamW, one-cycle cosine rate, bfloat16 autocast",
+            "rate": chosen.rate,
+            "decay": chosen.decay,
+            "label_smoothing": chosen.smoothing,
+            "resolutions": [list(stage) for stage in RESOLUTIONS],
+            "augmentation": "mirrored, transposed, channels permuted, shifted by up to 6 pixels",
+            "seed": chosen.seed,
+            "threads": chosen.threads,
+            "seconds": round(seconds),
+            "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU",
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "generator_sha256": generator.hexdigest(),  # of the images of seeds 0 to 15
+        "weights_sha256": hashlib.sha256(data).hexdigest(),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

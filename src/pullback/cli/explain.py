@@ -1,0 +1,79 @@
+"""`pullback explain`: photographs in, one self-contained report for each out."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pullback.cli.options import Classes, Preprocessing, Spec, Stages, Weights, stage_names
+
+
+class Quality(StrEnum):
+    """How much time the iterative inverses may take."""
+
+    DRAFT = "draft"
+    STANDARD = "standard"
+    HIGH = "high"
+
+
+def explain(
+    out: Annotated[Path, typer.Option(help="Folder for the reports; made where it is missing.")],
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="IMAGE|FOLDER", help="Pictures, or folders of them; none: a bundled scene."),
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="Mask of the object, or a folder of masks named like the pictures.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="NAME|INDEX", help="Class to explain; default: the one that the network says.")
+    ] = None,
+    encoder: Spec = "builtin:scenes",
+    weights: Weights = None,
+    classes: Classes = None,
+    preprocessing: Preprocessing = None,
+    stages: Stages = None,
+    correctors: Annotated[
+        Path | None, typer.Option(help='Fitted correctors; default: those of the encoder, or none ("unfitted").')
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
+    quality: Annotated[Quality, typer.Option(help="Time for the iterative inverses.")] = Quality.STANDARD,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn at random.")] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make reports anew; default: an interrupted folder carries on.")
+    ] = False,
+) -> None:
+    """Explain pictures: what each stage keeps, what the class is made of, and how much of it is the network's.
+
+    Writes an HTML report, a panel and a JSON file for each picture, and an index for several; prints what to open.
+    """
+    # Imported here, so that `pullback --help` does not wait for torch.
+    from pullback.cli.progress import Progress
+    from pullback.explain import Options, explain_all
+
+    options = Options(
+        images=tuple(images or ()),
+        out=out,
+        mask=mask,
+        target=target,
+        encoder=encoder,
+        weights=weights,
+        classes=classes,
+        preprocessing=preprocessing,
+        stages=stage_names(stages),
+        correctors=correctors,
+        device=device,
+        quality=quality.value,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    with Progress() as progress:
+        try:
+            report = explain_all(options, progress)
+        except KeyboardInterrupt:
+            progress.note("interrupted: what is finished stays; the same command carries on from there")
+            raise
+    print(report)

@@ -1,0 +1,375 @@
+"""Encoder: a frozen network split into stages, its features, and its Jacobian at an image (spec section 1)."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pullback.encoders.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from pullback.encoders.splitting import Boundary, find, split
+from pullback.encoders.stages import Head, Stage, describe_head, describe_stages, stage_table
+from pullback.encoders.twin import read_logits, twin
+from pullback.errors import ClassError, EncoderError, ImageError, NumericsError, StageError
+from pullback.graph import Point, Tape, plain_autograd, record
+from pullback.graph.tape import Rule
+from pullback.images import load_image
+from pullback.operator import Jacobian
+
+StageName = int | str
+Rules = Callable[[Tape, Point], Mapping[int, Rule]]
+_KEPT_TAPES = 8  # one for each batch shape in use
+_AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+
+
+def _assumed_preprocessing(shape: tuple[int, int, int]) -> Preprocessing:
+    channels, height, width = shape
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
+    return Preprocessing(
+        size=(height, width),
+        resize=round(min(height, width) / 0.875),
+        mean=mean,
+        std=std,
+        channels=channels,
+        source="assumed",
+        assumed=(
+            f"mean {mean}, std {std}, short side resized to 8/7 of the crop: the network says nothing; pass preprocessing=",
+        ),
+    )
+
+
+class Encoder:
+    """A frozen CNN in eval mode, split into stages 1..L and a head. Build one with `from_module` or `pullback.load_encoder`.
+
+    The user's module is never touched: the encoder works on a twin. Feature maps are (C, H, W) for one image and
+    (B, C, H, W) for a batch; stage 0 is the image after preprocessing.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        name: str,
+        stage_names: Sequence[str] | None,
+        classes: Sequence[str] | None,
+        preprocessing: Preprocessing,
+        input_shape: tuple[int, int, int],
+        notes: Sequence[str],
+        source: str | None,
+    ) -> None:
+        self.module = module
+        self.name = name
+        self.preprocessing = preprocessing
+        self.input_shape = input_shape
+        self._stage_names = tuple(stage_names) if stage_names is not None else None
+        self._source = source
+        self._tapes: OrderedDict[tuple[Any, ...], Tape] = OrderedDict()
+        first = next(iter((*module.parameters(), *module.buffers())), torch.zeros(()))
+        self.device, self.dtype = first.device, first.dtype if first.is_floating_point() else torch.float32
+        example = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
+        self._example = self._checked_tape(example)
+        logits = self._example.shapes[self._example.output.tensor]
+        self.class_count = logits[1] if len(logits) == 2 else None
+        self.classes = self._checked_classes(classes)
+        self.notes = (*notes, *self._example.notes)
+        self._split_error: StageError | EncoderError | None = None
+        try:
+            boundaries = split(self._example, self._stage_names)
+        except EncoderError as error:
+            boundaries, self._split_error = (), error
+        self._stages = describe_stages(self._example, boundaries)
+        self.head = (
+            describe_head(self._example, boundaries[-1].point) if boundaries else Head("no spatial stages", None)
+        )
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        *,
+        stages: Sequence[str] | None = None,
+        name: str | None = None,
+        classes: Sequence[str] | None = None,
+        preprocessing: Preprocessing | None = None,
+        input_shape: tuple[int, int, int] | None = None,
+        notes: Sequence[str] = (),
+        weights_digest: str | None = None,
+    ) -> Encoder:
+        """Split any CNN into stages by itself, or at the modules named in `stages` (shallow to deep).
+
+        input_shape: (C, H, W) of one preprocessed image, default that of `preprocessing`, else (3, 224, 224).
+        Raises EncoderError (cannot be copied, run or recorded), StageError (`stages`), ClassError (`classes`). What has no
+        spatial stages still loads: its Jacobian works, `encoder.stages` and the inversions raise.
+        """
+        assumed: tuple[str, ...] = tuple(notes)
+        if preprocessing is None:
+            shape = input_shape or (3, 224, 224)
+            preprocessing = _assumed_preprocessing(shape)
+        shape = input_shape or (preprocessing.channels, *preprocessing.size)
+        copied = twin(module)
+        return cls(
+            copied,
+            name=name or type(copied).__name__,
+            stage_names=stages,
+            classes=classes,
+            preprocessing=preprocessing,
+            input_shape=shape,
+            notes=assumed,
+            source=weights_digest,
+        )
+
+    def _checked_tape(self, example: Tensor) -> Tape:
+        """Record the example, and compare one random VJP of the replay with the network's own autograd."""
+        tape, leaf, logits = record(self.module, example, read_logits)
+        if not bool(torch.isfinite(logits).all()):
+            bad = [
+                n
+                for n, p in self.module.state_dict().items()
+                if p.is_floating_point() and not bool(torch.isfinite(p).all())
+            ]
+            where = f"; not finite: {', '.join(bad[:3])}" if bad else ""
+            raise NumericsError(
+                f"the network's output is not finite on a random image{where}; check its weights and dtype"
+            )
+        if logits.grad_fn is None:
+            raise EncoderError(
+                "the network's output has no gradient with respect to its input, so nothing can be pulled back"
+            )
+        with plain_autograd(self.device):
+            w = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits)
+            x = example.detach().clone().requires_grad_()
+            (expected,) = torch.autograd.grad(logits, leaf, w)
+            (got,) = torch.autograd.grad(tape.replay(x, [tape.output]), x, w)
+        error = float((got - expected).double().norm() / expected.double().norm().clamp_min(1e-300))
+        self.vjp_discrepancy = error
+        if error > _AGREEMENT.get(self.dtype, 1e-4):
+            tape.notes = (
+                *tape.notes,
+                f"the VJP differs from the network's own autograd by {error:.1e} (relative): the network"
+                " is random, or defines a backward pass that is not the derivative of its forward pass",
+            )
+        self._keep(example, tape)
+        return tape
+
+    def _checked_classes(self, classes: Sequence[str] | None) -> tuple[str, ...] | None:
+        if classes is None:
+            return None
+        if self.class_count != len(classes):
+            raise ClassError(
+                f"{len(classes)} class names for a network with {self.class_count} outputs; give one name for each output"
+            )
+        return tuple(classes)
+
+    # ---- what the network is -------------------------------------------------------------------------------------
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages, shallow to deep. Raises EncoderError for a network without spatial stages."""
+        if self._split_error is not None:
+            raise self._split_error
+        return self._stages
+
+    @property
+    def depth(self) -> int:
+        """L, the number of the deepest stage."""
+        return len(self.stages)
+
+    def stage(self, number: StageName) -> Stage:
+        """The stage with this number or name. Raises StageError naming what there is."""
+        for s in self.stages:
+            if number in (s.number, s.name) and not isinstance(number, bool):
+                return s
+        raise StageError(
+            f"no stage {number!r}; stages are {', '.join(f'{s.number} ({s.name})' for s in self.stages)}; print(encoder) shows them"
+        )
+
+    @property
+    def data_dependent(self) -> bool:
+        """True when the path through the network depends on the numbers in the image."""
+        return self._example.data_dependent
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 over the names and bytes of the twin's parameters and buffers."""
+        if self._source is not None:
+            return self._source
+        digest = hashlib.sha256()
+        for key, value in self.module.state_dict().items():
+            if isinstance(value, Tensor):
+                digest.update(key.encode())
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def class_index(self, target: StageName) -> int:
+        """The index of a class given by index, name, or unambiguous part of a name. Raises ClassError with the nearest names."""
+        from pullback.encoders.naming import class_index
+
+        return class_index(target, self.classes, self.class_count)
+
+    def class_name(self, index: int) -> str:
+        return self.classes[index] if self.classes else f"class {index}"
+
+    def to(self, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Encoder:
+        """The same encoder on another device or in another floating-point type (a copy)."""
+        moved = copy.deepcopy(self.module).to(device=device, dtype=dtype)
+        return Encoder(
+            moved,
+            name=self.name,
+            stage_names=self._stage_names,
+            classes=self.classes,
+            preprocessing=self.preprocessing,
+            input_shape=self.input_shape,
+            notes=[n for n in self.notes if n not in self._example.notes],
+            source=self._source,
+        )
+
+    def double(self) -> Encoder:
+        return self.to(dtype=torch.float64)
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.input_shape))
+        lines = [
+            f"Encoder {self.name}: input {size}, {self.class_count or 'no'} classes, {str(self.dtype)[6:]} on {self.device}"
+        ]
+        lines.append(stage_table(self._stages) if self._split_error is None else str(self._split_error))
+        lines += [
+            f"head: {self.head.kind}",
+            f"preprocessing: {self.preprocessing}",
+            *(f"note: {n}" for n in self.notes),
+        ]
+        return "\n".join(lines)
+
+    # ---- running it ----------------------------------------------------------------------------------------------
+
+    def preprocess(self, source: str | Path | Image.Image | Tensor) -> Tensor:
+        """A picture as the network wants it: (C, H, W) on the encoder's device. Tensors are taken as preprocessed already."""
+        if isinstance(source, Tensor):
+            return self._as_input(source)
+        return self.preprocessing(load_image(source).image).to(self.device, self.dtype)
+
+    def _as_input(self, x: Tensor) -> Tensor:
+        if x.ndim not in (3, 4) or x.shape[-3] != self.input_shape[0]:
+            raise ImageError(
+                f"expected an image ({self.input_shape[0]}, H, W) or a batch of them, got shape {tuple(x.shape)}"
+            )
+        if not x.is_floating_point():
+            raise ImageError(
+                f"expected a preprocessed floating-point image, got {x.dtype}; pass the picture itself or preprocess it"
+            )
+        if not bool(torch.isfinite(x).all()):
+            raise ImageError("the image holds values that are not finite (NaN or infinity)")
+        with torch.inference_mode(False):
+            x = x.detach()
+            return (x.clone() if x.is_inference() else x).to(self.device, self.dtype)
+
+    def tape(self, batch: Tensor) -> Tape:
+        """The tape for a batch (N, C, H, W): one for each batch shape, or one for each image where its numbers steer the run."""
+        key = (*batch.shape, batch.dtype, batch.device)
+        if key in self._tapes:
+            self._tapes.move_to_end(key)
+            return self._tapes[key]
+        tape, _, _ = record(self.module, batch, read_logits)
+        self._keep(batch, tape)
+        return tape
+
+    def _keep(self, batch: Tensor, tape: Tape) -> None:
+        if not tape.data_dependent:
+            self._tapes[(*batch.shape, batch.dtype, batch.device)] = tape
+            while len(self._tapes) > _KEPT_TAPES:
+                self._tapes.popitem(last=False)
+
+    def _boundaries(self, tape: Tape) -> tuple[Boundary, ...]:
+        found = split(tape, self._stage_names)
+        if [b.shape[0] for b in found] != [s.channels for s in self.stages]:
+            raise StageError(
+                f"this image takes another path through the network: stages {[b.name for b in found]} instead of"
+                f" {[s.name for s in self.stages]}; name stages that every path crosses with stages="
+            )
+        return found
+
+    def point(self, tape: Tape, stage: StageName) -> Point:
+        """Where a stage (0 = the image, 1..L, its name), "logits", or any module's output lies on a tape."""
+        if stage == 0 and not isinstance(stage, bool):
+            return tape.input
+        if stage == "logits":
+            return tape.output
+        if isinstance(stage, int) or any(s.name == stage for s in self._stages):
+            return self._boundaries(tape)[self.stage(stage).number - 1].point
+        return find(tape, stage)
+
+    def stretch(
+        self, stage: StageName, start: StageName = 0, *, along: Tensor | None = None, rules: Rules | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """The network from `start` to `stage` as a differentiable batch function (N, *start) -> (N, *stage).
+
+        along: the image (C, H, W) whose path is followed, needed when `start` is not the image. rules: replacements for
+        operations, given the tape and the end point (for example a leaky backward pass).
+        """
+        if start != 0 and along is None:
+            raise StageError(f"a stretch that starts at stage {start!r} needs the image whose path it follows")
+        own: dict[int, Tape] = {}
+
+        def run(batch: Tensor) -> Tensor:
+            n = len(batch)
+            if along is None:
+                tape = self.tape(batch.detach())
+            else:
+                tape = own[n] if n in own else own.setdefault(n, self.tape(along.expand(n, *along.shape)))
+            end = self.point(tape, stage)
+            begin = self.point(tape, start)
+            if end.op < begin.op:
+                raise StageError(f"stage {stage!r} comes before stage {start!r}; go from shallow to deep")
+            return tape.replay(batch, [end], start=begin, rules=rules(tape, end) if rules else None)[0]
+
+        return run
+
+    def features(self, x: Tensor, stage: StageName | None = None) -> Tensor:
+        """Features of one preprocessed image (C, H, W) or a batch (B, C, H, W) at a stage (default: the deepest)."""
+        x = self._as_input(x)
+        run = self.stretch(self.depth if stage is None else stage)
+        batch = x if x.ndim == 4 else x[None]
+        with plain_autograd(self.device), torch.no_grad():
+            parts = batch.split(1) if self.data_dependent else (batch,)  # one image must not choose another's path
+            out = torch.cat([run(p) for p in parts])
+        return out if x.ndim == 4 else out[0]
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """F_0 (the image itself) to F_L of one preprocessed image (C, H, W), from one forward pass; no leading axis."""
+        x = self._as_input(x)
+        with plain_autograd(self.device), torch.no_grad():
+            tape = self.tape(x[None])
+            found = tape.replay(x[None], [b.point for b in self._boundaries(tape)])
+        return [x, *(f[0] for f in found)]
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Class scores (K,) of one preprocessed image, or (B, K) of a batch."""
+        return self.features(x, "logits")
+
+    def jacobian(
+        self,
+        image: str | Path | Image.Image | Tensor,
+        stage: StageName,
+        start: StageName = 0,
+        *,
+        chunk: int | None = None,
+        memory: int | str | None = None,
+    ) -> Jacobian:
+        """The Jacobian of `stage` with respect to `start` (default: the image) at one image, as a linear operator.
+
+        stage: 0..L, a stage's or any module's name, or "logits". memory, chunk: see `pullback.Jacobian`.
+        """
+        x = self.preprocess(image)
+        if x.ndim != 3:
+            raise ImageError(
+                f"the Jacobian is taken at one image (C, H, W), got shape {tuple(x.shape)}; loop over the batch"
+            )
+        at = x if start == 0 else self.features(x, start)
+        return Jacobian(self.stretch(stage, start, along=x), at, chunk=chunk, memory=memory)

@@ -1,0 +1,86 @@
+"""The twin of the user's module: a frozen copy in eval mode that shares its parameters' storage, so that the original is never touched."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pullback.errors import EncoderError
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The network inside DataParallel, DistributedDataParallel and torch.compile wrappers."""
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif isinstance(getattr(module, "_orig_mod", None), nn.Module):
+            module = module._orig_mod  # type: ignore[assignment]
+        else:
+            return module
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """A deep copy in eval mode: parameters share storage and need no gradient, buffers are copied, compilation is undone.
+
+    Raises EncoderError when the module cannot be copied or has no input to differentiate.
+    """
+    if not isinstance(module, nn.Module):
+        raise EncoderError(
+            f"expected a torch.nn.Module, got {type(module).__name__}; wrap a function in a small module"
+        )
+    module = unwrap(module)
+    with torch.inference_mode(False), torch.no_grad():
+        memo: dict[int, Any] = {}
+        for parameter in module.parameters():
+            if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+                raise EncoderError(
+                    "the network has lazy modules without parameters yet; run it once on an example image first"
+                )
+            shared = parameter.detach()
+            memo[id(parameter)] = nn.Parameter(shared.clone() if shared.is_inference() else shared, requires_grad=False)
+        for child in module.modules():
+            # Tensors kept as plain attributes (old weight_norm, caches) and inference tensors refuse deepcopy.
+            for value in (*vars(child).values(), *child._buffers.values()):
+                if isinstance(value, Tensor) and id(value) not in memo and (value.is_inference() or not value.is_leaf):
+                    memo[id(value)] = value.detach().clone()
+        try:
+            copied = copy.deepcopy(module, memo)
+        except Exception as error:
+            raise EncoderError(
+                f"the network ({type(module).__name__}) cannot be copied: {type(error).__name__}: {error};"
+                " pullback works on a copy so that yours stays untouched: remove open files, locks, generators or graph tensors"
+                " from its attributes, or pass a module that can be deep-copied"
+            ) from error
+        for parent in copied.modules():
+            parent._compiled_call_impl = None  # type: ignore[assignment]
+            for name, child in list(parent._modules.items()):
+                if child is not None and unwrap(child) is not child:
+                    setattr(parent, name, unwrap(child))
+    copied = unwrap(copied).eval()
+    for parameter in copied.parameters():
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    return copied
+
+
+def read_logits(output: Any) -> Tensor:
+    """The tensor of class scores in a module's output: itself, `.logits`, a mapping's "logits", or the first tensor of a sequence."""
+    if isinstance(output, Tensor):
+        return output
+    for found in (getattr(output, "logits", None), output.get("logits") if isinstance(output, Mapping) else None):
+        if isinstance(found, Tensor):
+            return found
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, list | tuple):
+        tensors = [o for o in output if isinstance(o, Tensor)]
+        if tensors:
+            return tensors[0]
+    raise EncoderError(
+        f"the network returned {type(output).__name__}, which holds no tensor that could be the logits;"
+        " return a tensor, an object with .logits, a mapping with 'logits', or a tuple whose first tensor is the logits"
+    )

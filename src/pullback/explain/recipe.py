@@ -1,0 +1,184 @@
+"""The recipe for one image: which results are drawn, in which mode and within which time."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pullback import __version__
+from pullback.encoders import Encoder, Stage
+from pullback.errors import PullbackError
+from pullback.explain.options import SECONDS
+from pullback.inversion import Correctors, Inversion, Inverter
+from pullback.measures import foreground_energy
+from pullback.pictures import Certificate, ClassPicture, Picture
+from pullback.report import ChannelEntry, Explanation, Foreground, Guess, StageRow, StageSpectrum
+
+CHANNELS = 6  # drawn one by one with normalisers of their own (additive); everything else shares one frozen pass
+GUESSES = 5
+MEMORY = "1GB"
+BLIND_SHARE = 0.7  # of the time for iterative pictures; the Wiener inverse gets the rest
+
+
+def explain(
+    encoder: Encoder,
+    image: Tensor,
+    *,
+    picture: Image.Image,
+    file_name: str,
+    origin: str,
+    digest: str,
+    target: int | None = None,
+    mask: Tensor | None = None,
+    correctors: Correctors | None = None,
+    quality: str = "standard",
+    seed: int = 0,
+    notes: tuple[str, ...] = (),
+    told: Callable[[str], None] = lambda part: None,
+) -> Explanation:
+    """Explain one preprocessed image (C, H, W); `mask` (H, W): 1 object, 0 background, NaN unknown.
+
+    `told` hears the name of each part before it begins (`parts` lists them). Raises what the methods raise.
+    """
+    clock = _Clock(told)
+    frozen = Inverter(encoder, "cascade", "frozen", correctors=correctors, memory=MEMORY)
+    additive = Inverter(encoder, "cascade", "additive", correctors=correctors, memory=MEMORY)
+    with frozen(image) as session:
+        guesses, target = _guesses(encoder, session, target)
+        spectrum = []
+        for stage in encoder.stages:
+            drawn: dict[str, Picture] = {}
+            skipped: dict[str, str] = {}
+            for name in ("blind", "wiener", "cascade"):
+                with clock.part(f"stage {stage.number}: {name}"):
+                    try:
+                        drawn[name] = (
+                            session.stage(stage.number) if name == "cascade"
+                            else _iterative(encoder, image, stage, name, SECONDS[quality], seed)
+                        )  # fmt: skip
+                    except PullbackError as error:
+                        skipped[name] = str(error)
+            spectrum.append(StageSpectrum(stage.number, stage.name, skipped=skipped, **drawn))
+        class_picture, channels = None, ()
+        with clock.part("class and channels"):
+            if target is not None:
+                class_picture = session.cls(target)
+                channels = _channels(encoder, session, additive, image, target)
+        with clock.part("certificates"):
+            certificates = _certificates(encoder, session, mask)
+        return Explanation(
+            picture=picture,
+            file_name=file_name,
+            origin=origin,
+            digest=digest,
+            encoder=encoder.name,
+            stages=tuple(_row(s) for s in encoder.stages),
+            assumptions=(*encoder.preprocessing.assumed, *encoder.notes),
+            guesses=guesses,
+            target=None if target is None else (target, encoder.class_name(target)),
+            spectrum=tuple(spectrum),
+            class_picture=class_picture,
+            channels=channels,
+            saliency=None if class_picture is None else class_picture.saliency().cpu(),
+            certificates=certificates,
+            foreground=None if mask is None or class_picture is None else _foreground(class_picture, mask),
+            mask=mask,
+            dead={s.number: session.dead(s.number) for s in encoder.stages},
+            notes=notes,
+            provenance={
+                "pullback": __version__, "torch": torch.__version__, "python": platform.python_version(),
+                "device": str(encoder.device), "threads": torch.get_num_threads(), "encoder": encoder.name,
+                "weights (SHA-256)": encoder.weights_digest, "preprocessing": str(encoder.preprocessing.source),
+                "head": encoder.head.kind, "correctors": frozen.correctors.label, "quality": quality, "seed": seed,
+            },
+            seconds=clock.seconds,
+        )  # fmt: skip
+
+
+def parts(encoder: Encoder) -> int:
+    """How many parts `explain` tells of."""
+    return 3 * encoder.depth + 2
+
+
+class _Clock:
+    """Tells each part as it begins and keeps its wall-clock seconds."""
+
+    def __init__(self, told: Callable[[str], None]) -> None:
+        self.told = told
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        self.told(name)
+        begun = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - begun
+
+
+def _iterative(encoder: Encoder, image: Tensor, stage: Stage, method: str, seconds: float, seed: int) -> Picture:
+    """A blind or Wiener picture within its share of `seconds`; deeper stages cost more, so they get more."""
+    share = (
+        (BLIND_SHARE if method == "blind" else 1 - BLIND_SHARE)
+        * 2
+        * stage.number
+        / (encoder.depth * (encoder.depth + 1))
+    )
+    with Inverter(encoder, method, seconds=share * seconds, memory=MEMORY, seed=seed)(image) as session:
+        return session.stage(stage.number)
+
+
+def _guesses(encoder: Encoder, session: Inversion, target: int | None) -> tuple[tuple[Guess, ...], int | None]:
+    if encoder.class_count is None:
+        return (), None
+    probabilities = session.logits.double().softmax(0)
+    best = probabilities.argsort(descending=True, stable=True)[:GUESSES].tolist()
+    guesses = tuple(Guess(i, encoder.class_name(i), float(probabilities[i])) for i in best)
+    return guesses, best[0] if target is None else target
+
+
+def _channels(
+    encoder: Encoder, session: Inversion, additive: Inverter, image: Tensor, target: int
+) -> tuple[ChannelEntry, ...]:
+    """The channels with the largest |omega|, each drawn by a cascade of its own."""
+    weights, omega, alpha = session.class_weights(target), session.importance(target), session.alpha()
+    strongest = omega.abs().argsort(descending=True, stable=True)[:CHANNELS].tolist()
+    with additive(image) as one_by_one:
+        return tuple(
+            ChannelEntry(c, float(omega[c]), float(alpha[c]), float(weights[c]), one_by_one.channel(encoder.depth, c))
+            for c in strongest
+            if omega[c] != 0
+        )
+
+
+def _certificates(encoder: Encoder, session: Inversion, mask: Tensor | None) -> tuple[Certificate, ...]:
+    """The strongest unit of every stage, the deepest stage as a whole, and the mask's region."""
+    found = []
+    for stage in encoder.stages:
+        features = session.features(stage.number)
+        at = int(features.abs().argmax())
+        unit = tuple(int(i) for i in torch.unravel_index(torch.tensor(at), features.shape))
+        found.append(session.certificate(stage.number, unit=unit))
+        if mask is not None and bool((mask == 1).any()):
+            found.append(session.certificate(stage.number, region=mask == 1))
+    found.append(session.certificate())
+    return tuple(found)
+
+
+def _foreground(picture: ClassPicture, mask: Tensor) -> Foreground:
+    full, positive, negative, saliency = (
+        foreground_energy(x, mask) for x in (picture.full, picture.positive, picture.negative, picture.saliency())
+    )
+    return Foreground(full.share, positive.share, negative.share, saliency.share, full.area)
+
+
+def _row(stage: Stage) -> StageRow:
+    seen = f"{stage.field[0]} x {stage.field[1]} px"
+    if stage.global_reason:
+        seen += f", global through {stage.global_reason}"
+    return StageRow(stage.number, stage.name, stage.shape, stage.stride, seen, stage.channels, stage.gate)

@@ -1,0 +1,230 @@
+"""From the command's options to files: every picture explained, a report, a panel and a record for each, an index for several."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from pullback import __version__
+from pullback.encoders import Encoder, load_encoder
+from pullback.errors import ImageError, OptionError, PullbackError
+from pullback.explain.options import SECONDS, Options, Progress
+from pullback.explain.recipe import explain, parts
+from pullback.images import (
+    Loaded,
+    Mask,
+    find_masks,
+    image_files,
+    load_image,
+    load_mask,
+    output_folder,
+    scene,
+    write_whole,
+)
+from pullback.inversion import Correctors, shipped_correctors
+from pullback.report import Guess, IndexEntry, index, page, panel, record_json, thumbnail
+
+BUNDLED_SCENE = 20_000_007  # a seed that the embedded encoder was never trained on
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One picture to explain, its mask, and the stem of its files."""
+
+    source: Path | None  # None: the bundled scene
+    mask: Path | None
+    stem: str
+
+
+def explain_all(options: Options, progress: Progress) -> Path:
+    """Do what the options say and return the page to open. What cannot work raises before the first picture is drawn.
+
+    In a folder, pictures that fail are listed in the index and raise one ImageError at the end; reports that are there
+    already, from the same picture and the same settings, are kept unless `overwrite` is set.
+    """
+    if options.quality not in SECONDS:
+        raise OptionError(f"unknown quality {options.quality!r}; choose one of {', '.join(SECONDS)}")
+    device = _device(options.device)
+    jobs = _jobs(options)
+    folder = output_folder(options.out)
+    encoder = load_encoder(
+        options.encoder,
+        weights=options.weights,
+        classes=options.classes,
+        preprocessing=options.preprocessing,
+        stages=options.stages,
+        device=device,
+    )
+    target = None if options.target is None else encoder.class_index(options.target)
+    correctors = shipped_correctors(encoder) if options.correctors is None else Correctors.load(options.correctors)
+    for note in (*encoder.preprocessing.assumed, *encoder.notes):
+        progress.note(f"note: {note}")
+    progress.start(len(jobs) * parts(encoder), "reading")
+    entries, failed = [], []
+    for job in jobs:
+        try:
+            entries.append(_one(job, options, encoder, correctors, target, folder, progress))
+        except PullbackError as error:
+            if len(jobs) == 1 or isinstance(error, OSError):
+                raise
+            progress.advance(parts(encoder))
+            progress.note(f"{job.stem}: {error}")
+            failed.append(job.stem)
+            entries.append(IndexEntry(job.stem, error=str(error)))
+    if len(jobs) == 1:
+        return folder / f"{jobs[0].stem}.html"
+    write_whole(folder / "index.html", index(entries, encoder.name).encode())
+    if failed:
+        raise ImageError(
+            f"{len(failed)} of {len(jobs)} pictures could not be explained ({', '.join(failed[:3])}{' ...' if len(failed) > 3 else ''});"
+            f" the others are done, reasons in {folder / 'index.html'}"
+        )
+    return folder / "index.html"
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError(
+            f"device {name!r} cannot be used here ({reason}); use cpu, or a device that torch sees"
+        ) from error
+    return device
+
+
+def _jobs(options: Options) -> list[_Job]:
+    """One job a picture; stems made different where two pictures have the same one."""
+    if not options.images:
+        return [_Job(None, options.mask, "scene")]
+    files = image_files(options.images)
+    masks = [None] * len(files) if options.mask is None else find_masks(files, options.mask)
+    shared = Counter(f.stem for f in files)
+    seen: Counter[str] = Counter()
+    jobs = []
+    for file, mask in zip(files, masks, strict=True):
+        stem = file.stem if shared[file.stem] == 1 else file.name.replace(".", "-")
+        seen[stem] += 1
+        jobs.append(_Job(file, mask, stem if seen[stem] == 1 else f"{stem}-{seen[stem]}"))
+    return jobs
+
+
+def _one(
+    job: _Job,
+    options: Options,
+    encoder: Encoder,
+    correctors: Correctors | None,
+    target: int | None,
+    folder: Path,
+    progress: Progress,
+) -> IndexEntry:
+    loaded, mask, origin = _read(job)
+    shown = encoder.preprocessing.crop(loaded.image)
+    run = _fingerprint(options, encoder, correctors, loaded, mask)
+    kept = None if options.overwrite else _finished(folder, job.stem, run)
+    if kept is not None:
+        progress.advance(parts(encoder), f"{job.stem}: done before")
+        return _entry(job, shown, kept)
+    notes = (*loaded.notes, *(mask.notes if mask else ()))
+
+    def told(part: str) -> None:
+        progress.advance(0 if part.endswith("stage 1: blind") else 1, f"{job.stem}, {part}")
+
+    explanation = explain(
+        encoder,
+        encoder.preprocess(loaded.image),
+        picture=shown,
+        file_name=loaded.name,
+        origin=origin,
+        digest=loaded.digest,
+        target=target,
+        mask=None if mask is None else encoder.preprocessing.mask(mask.values),
+        correctors=correctors,
+        quality=options.quality,
+        seed=options.seed,
+        notes=notes,
+        told=told,
+    )
+    text = record_json(explanation, run=run)
+    files = {
+        folder / f"{job.stem}.html": page(explanation).encode(),
+        folder / f"{job.stem}.png": _png(panel(explanation)),
+        folder / f"{job.stem}.json": text.encode(),  # last: it says that the others are whole
+    }
+    _write_together(files)
+    progress.advance(1)
+    return _entry(job, shown, json.loads(text))
+
+
+def _read(job: _Job) -> tuple[Loaded, Mask | None, str]:
+    if job.source is None:
+        made = scene(BUNDLED_SCENE)
+        loaded = load_image(Image.fromarray(made.image))
+        mask = load_mask(job.mask or Image.fromarray(made.mask), loaded)
+        return loaded, mask, f"a bundled scene ({made.name}, seed {made.seed}), since no image was given"
+    loaded = load_image(job.source)
+    mask = None if job.mask is None else load_mask(job.mask, loaded)
+    return loaded, mask, "the user's own file"
+
+
+def _fingerprint(
+    options: Options, encoder: Encoder, correctors: Correctors | None, loaded: Loaded, mask: Mask | None
+) -> str:
+    """What decides the result: equal fingerprints need no second run."""
+    said = (
+        __version__, loaded.digest, None if mask is None else hashlib.sha256(mask.values.tobytes()).hexdigest(), encoder.name,
+        encoder.weights_digest, encoder.classes, str(encoder.preprocessing), [s.name for s in encoder.stages], options.target,
+        None if correctors is None else correctors.digest, str(encoder.device), options.quality, options.seed,
+    )  # fmt: skip
+    return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+def _finished(folder: Path, stem: str, run: str) -> dict[str, object] | None:
+    """The record of a finished report of the same run, if all its files are there."""
+    try:
+        found = json.loads((folder / f"{stem}.json").read_text())
+    except (OSError, ValueError):
+        return None
+    whole = all((folder / f"{stem}.{suffix}").is_file() for suffix in ("html", "png"))
+    return found if whole and isinstance(found, dict) and found.get("run") == run else None
+
+
+def _entry(job: _Job, shown: Image.Image, found: dict[str, object]) -> IndexEntry:
+    classes = found.get("classes")
+    guess = Guess(**classes[0]) if isinstance(classes, list) and classes else None
+    return IndexEntry(
+        job.source.name if job.source else job.stem,
+        thumbnail(shown),
+        guess,
+        f"{job.stem}.html",
+        f"{job.stem}.png",
+        f"{job.stem}.json",
+    )
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _write_together(files: dict[Path, bytes]) -> None:
+    """All of the files, or none of those that were not there before."""
+    new: list[Path] = []
+    try:
+        for path, data in files.items():
+            if not path.exists():
+                new.append(path)
+            write_whole(path, data)
+    except BaseException:
+        for path in new:
+            path.unlink(missing_ok=True)
+        raise

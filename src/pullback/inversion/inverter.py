@@ -1,0 +1,114 @@
+"""Inverter: how pictures are to be drawn; calling it on an image opens an `Inversion`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pullback.encoders import Encoder
+from pullback.errors import OptionError
+from pullback.inversion.correctors import Correctors
+from pullback.inversion.methods import BlindMethod, CascadeMethod, Method, VjpMethod, WienerMethod
+from pullback.inversion.opened import Opened
+from pullback.inversion.prior import Prior
+from pullback.inversion.session import Inversion
+
+METHODS = ("cascade", "wiener", "blind", "vjp")
+MODES = ("additive", "fused", "frozen")
+
+
+class Inverter:
+    """Draws what an encoder keeps of an image.
+
+    method: "cascade" (corrected adjoint), "wiener" (signal space), "blind" (features alone) or "vjp" (raw pull-back).
+    mode (cascade): "additive" (8), "fused" or "frozen" (spec section 3). correctors: None for gamma 1, beta 0, captioned
+    "unfitted"; `correctors.bias_free()` switches the biases off. prior: image prior of the Wiener and blind inverses, default
+    `Prior.natural` of the encoder's preprocessing. ridge: the Wiener inverse's noise, lambda. steps or seconds: budget of the
+    iterative inverses, for each picture; `steps` gives the same bits every time. chunk, memory: see `pullback.Jacobian`.
+    Raises OptionError for an unknown method or mode, EncoderError for a network without spatial stages.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        method: str = "cascade",
+        mode: str = "frozen",
+        *,
+        correctors: Correctors | None = None,
+        prior: Prior | None = None,
+        ridge: float = 1e-2,
+        steps: int | None = None,
+        seconds: float | None = None,
+        chunk: int | None = None,
+        memory: int | str | None = None,
+        seed: int = 0,
+    ) -> None:
+        if method not in METHODS:
+            raise OptionError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
+        if mode not in MODES:
+            raise OptionError(f"unknown mode {mode!r}; choose one of {', '.join(MODES)}")
+        if steps is not None and seconds is not None:
+            raise OptionError("give steps or seconds, not both")
+        for name, value in (("steps", steps), ("seconds", seconds), ("ridge", ridge)):
+            if value is not None and not value > 0:
+                raise OptionError(f"{name}={value} must be above 0")
+        self.encoder = encoder
+        self.method = method
+        self.mode = mode
+        shapes = [encoder.input_shape, *(s.shape for s in encoder.stages)]
+        self.correctors = correctors or Correctors.unfitted([s[0] for s in shapes[:-1]])
+        self.correctors.check(encoder.name, [s[0] for s in shapes[:-1]])
+        self.prior = prior
+        self.ridge = ridge
+        self.steps = steps
+        self.seconds = 10.0 if steps is None and seconds is None else seconds
+        self.chunk = chunk
+        self.memory = memory
+        self.seed = seed
+
+    def __call__(self, image: str | Path | Image.Image | Tensor) -> Inversion:
+        """Open a path, a PIL picture, a preprocessed image (C, H, W) or a batch (B, C, H, W)."""
+        x = self.encoder.preprocess(image)
+        batched = x.ndim == 4
+        with torch.inference_mode(False):
+            images = [one.contiguous() for one in (x if batched else x[None])]
+            opened = [Opened(self.encoder, one, chunk=self.chunk, memory=self.memory) for one in images]
+            home = image.detach().new_empty(0) if isinstance(image, Tensor) else None
+        return Inversion(
+            self.encoder,
+            opened,
+            [self._method(o) for o in opened],
+            batched=batched,
+            home=home,
+            settings=self.settings,
+            seed=self.seed,
+        )
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What made a picture, for its provenance."""
+        cascade = {"mode": self.mode, "correctors": self.correctors.label, "eps": self.correctors.eps}
+        iterative = {"steps": self.steps, "seconds": self.seconds}
+        return {
+            "method": self.method,
+            **(cascade if self.method == "cascade" else {}),
+            **({"ridge": self.ridge} if self.method == "wiener" else {}),
+            **(iterative if self.method in ("wiener", "blind") else {}),
+        }
+
+    def _method(self, opened: Opened) -> Method:
+        if self.method == "cascade":
+            return CascadeMethod(opened, self.correctors.to(opened.image), self.mode)
+        if self.method == "vjp":
+            return VjpMethod(opened)
+        preprocessing = self.encoder.preprocessing
+        size = (opened.image.shape[-2], opened.image.shape[-1])
+        prior = self.prior or Prior.natural(preprocessing.mean, preprocessing.std, size)
+        if prior.size != size:
+            raise OptionError(f"the prior is for images of {prior.size}, this one is {size}; make one for this size")
+        if self.method == "wiener":
+            return WienerMethod(opened, prior, self.ridge, self.steps, self.seconds, self.seed)
+        return BlindMethod(opened, prior, self.steps, self.seconds)

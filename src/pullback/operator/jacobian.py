@@ -1,0 +1,161 @@
+"""The Jacobian J = dF/dx of a function at one point as a linear operator: `mv` (JVP), `vm` (VJP), and the affine part."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from pullback.errors import NumericsError, OptionError
+from pullback.operator.linear import LinearMap, flat_batch
+from pullback.operator.memory import memory_budget
+from pullback.operator.replica import Function, Replica, plain
+
+_log = logging.getLogger(__name__)
+
+_LARGEST_CHUNK = 8  # convolutions gain nothing from larger batches, while memory grows with them
+_PASSES_WORTH = 3  # memory of a chunk in units of its graph: the graph, the recorded adjoint, and the pass at work
+
+_Product = Callable[[Replica, Tensor], Tensor]
+_WAYS_TO_PUSH: tuple[_Product, ...] = (Replica.push, Replica.push_forward)
+
+
+class Jacobian(LinearMap):
+    """The Jacobian of `function` at `x`, of the network *as it is at x* (ReLU' = 0 at 0, max-pool takes the argmax).
+
+    function: maps a batch (N, *in_shape) to (N, *out_shape), sample by sample.
+    x: the point, (*in_shape), real; results come in its dtype and on its device, without a graph.
+    chunk: cotangents per backward pass; 1 is the plain loop. None: the largest of 1, 2, 4, 8 within `memory`, settled at
+        the first product with several cotangents.
+    memory: budget in bytes or as a text ("2GB"); None is a quarter of what is free. An explicit `chunk` wins.
+
+    Cost: one run of `function` here and one, on `chunk` copies of x, at the first product with several cotangents; no
+    further run, however many products follow (`forwards` counts). `close()`, or leaving a `with` block, frees what the
+    runs keep, and the next product runs the function again. A last chunk that is not full is padded with zeros, so that
+    its numbers have the bits of a full one.
+
+    Raises OptionError (shape, complex numbers, chunk, memory), EncoderError (the function gives no such output),
+    NumericsError (no way to `mv`).
+
+    >>> J = Jacobian(torch.relu, torch.tensor([3.0, -2.0, 0.0]))
+    >>> J.mv(torch.ones(3))
+    tensor([1., 0., 0.])
+    """
+
+    def __init__(
+        self, function: Function, x: Tensor, *, chunk: int | None = None, memory: int | str | None = None
+    ) -> None:
+        if not x.is_floating_point():
+            raise OptionError(f"x is {x.dtype}, where real floating-point numbers were expected")
+        if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
+            raise OptionError(
+                f"chunk={chunk!r} is no number of cotangents: give 1 or more, or None to let memory decide"
+            )
+        self.forwards = 0
+        self.in_shape, self.dtype, self.device = tuple(x.shape), x.dtype, x.device
+        self._function = function
+        self._chunk = chunk
+        self._memory = memory if memory is None else memory_budget(memory, x.device)
+        self._push: _Product | None = None
+        self._kept: dict[int, Replica] = {}
+        with torch.inference_mode(False):
+            self._x = plain(x).clone()
+            self.value = self._replica(1).output[0].detach().clone()
+        self.out_shape = tuple(self.value.shape)
+
+    @property
+    def chunk(self) -> int:
+        """Cotangents per backward pass."""
+        if self._chunk is None:
+            budget = memory_budget(None, self.device) if self._memory is None else self._memory
+            fitting = budget // max(1, _PASSES_WORTH * self._replica(1).saved_bytes())
+            self._chunk = 2 ** int(math.log2(min(max(fitting, 1), _LARGEST_CHUNK)))
+        return self._chunk
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def vm(self, w: Tensor) -> Tensor:
+        """J^T w for cotangents w (..., *out_shape), any leading axes: (..., *in_shape). One backward pass per chunk."""
+        cotangents = flat_batch(w, self.out_shape, self.value.dtype, self.device, "the cotangent")
+        pulled = self._by_chunks(Replica.pull, cotangents, self.in_shape)
+        return pulled.reshape(w.shape[: w.dim() - len(self.out_shape)] + self.in_shape)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def mv(self, v: Tensor) -> Tensor:
+        """J v for tangents v (..., *in_shape), any leading axes: (..., *out_shape). About the cost of `vm`.
+
+        The first product is checked against the adjoint, |J v|^2 = <v, J^T J v>. Where an operation has no second
+        derivative, or the check fails, forward-mode differentiation takes over, at about three times the cost.
+        """
+        tangents = flat_batch(v, self.in_shape, self.dtype, self.device, "the tangent")
+        pushed = self._by_chunks(self._push or self._first_push, tangents, self.out_shape)
+        return pushed.reshape(v.shape[: v.dim() - len(self.in_shape)] + self.out_shape)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def bias(self) -> Tensor:
+        """b = F(x) - J x, (*out_shape): for a piecewise-linear network, F = J x + b exactly on the piece of x."""
+        return self.value - self.mv(self._x)
+
+    def close(self) -> None:
+        """Free the kept graphs."""
+        self._kept.clear()
+
+    def __enter__(self) -> Jacobian:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _replica(self, count: int) -> Replica:
+        if count not in self._kept:
+            self._kept[count] = Replica(self._counted, self._x, count)
+        return self._kept[count]
+
+    def _counted(self, batch: Tensor) -> Tensor:
+        self.forwards += 1
+        return self._function(batch)
+
+    def _by_chunks(self, product: _Product, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+        if len(rows) == 0:
+            return rows.new_zeros(0, *shape)
+        replica = self._replica(1 if len(rows) == 1 else self.chunk)
+        parts = []
+        for part in rows.split(replica.count):
+            padding = part.new_zeros(replica.count - len(part), *part.shape[1:])
+            parts.append(product(replica, torch.cat([part, padding]))[: len(part)])
+        return torch.cat(parts)
+
+    def _first_push(self, replica: Replica, tangents: Tensor) -> Tensor:
+        """J v by the first way that works and agrees with the adjoint, which is then kept."""
+        found = []
+        for way in _WAYS_TO_PUSH:
+            try:
+                pushed = way(replica, tangents)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # an operation without this kind of derivative
+                found.append(f"{way.__name__}: {str(error).strip().splitlines()[0]}")
+                _log.info("J v by %s", found[-1])
+                continue
+            gap = _gap(pushed, tangents, replica.pull(pushed))
+            if gap > torch.finfo(self.dtype).eps ** 0.25:
+                found.append(f"{way.__name__}: differs from the adjoint by {gap:.1e}")
+                _log.warning("J v by %s", found[-1])
+                continue
+            self._push = way
+            return pushed
+        raise NumericsError(f"J v cannot be had for this function ({'; '.join(found)}); J^T w works")
+
+
+def _gap(pushed: Tensor, tangents: Tensor, pulled: Tensor) -> float:
+    """| |J v|^2 - <v, J^T J v> | in units of the norms; 0 where nothing was pushed. Not a number where J v is not."""
+    square = float(pushed.double().square().sum())
+    product = float((tangents.double() * pulled.double()).sum())
+    scale = square + float(tangents.double().norm() * pulled.double().norm())
+    return abs(square - product) / scale if scale else 0.0

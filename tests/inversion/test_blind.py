@@ -1,0 +1,164 @@
+"""The blind inverse on maps whose answer is known, and on a small convolutional net."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pullback.errors import NumericsError, OptionError
+from pullback.inversion import blind
+from pullback.inversion.blind import LADDER, Recipe, blind_inverse, recipe_for
+from pullback.inversion.prior import Prior
+
+SIZE = (12, 10)
+RECIPE = Recipe(power=2.0, f0=1.0, amplitude=1.0, tau=1e-6)
+
+
+@pytest.fixture
+def prior() -> Prior:
+    return replace(
+        Prior.natural((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), SIZE),
+        mean=torch.tensor([0.2, -0.1, 0.3], dtype=torch.float64),
+    )
+
+
+@pytest.fixture
+def net() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2, padding=1), nn.ReLU()
+        )
+
+
+def samples(prior: Prior, count: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    z = torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return prior.mu(z) + prior.root(z)
+
+
+def features_of(net: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return net(x)
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
+
+
+def test_an_invertible_linear_map_is_inverted(prior: Prior) -> None:
+    mix = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)).Q
+
+    def features(x: Tensor) -> Tensor:
+        return torch.einsum("ij,bjhw->bihw", mix, x.flip(-1)) + 0.5
+
+    x = samples(prior, 2, torch.float64)
+    result = blind_inverse(features, features(x), prior, replace(RECIPE, tau=0.0), steps=400)
+    assert ((result.x - x).flatten(1).norm(dim=1) < 0.01 * x.flatten(1).norm(dim=1)).all()
+    assert (result.misfit < 0.01).all()
+    assert result.x.dtype == torch.float64
+
+
+def test_the_penalty_pulls_towards_the_mean_picture(prior: Prior) -> None:
+    """With features x itself: the stronger tau, the closer to mu; without the image's scale it would be the image."""
+    x = samples(prior, 1)
+    distances = []
+    for tau in (0.0, 3e-3, 1.0):
+        result = blind_inverse(lambda v: v, x, prior, replace(RECIPE, tau=tau), steps=100)
+        distances.append(float((result.x - prior.mu(x)).norm() / (x - prior.mu(x)).norm()))
+    assert distances[0] > 0.95 > distances[1] > 0.05 > distances[2]
+
+
+def test_a_planted_image_is_found_again(prior: Prior, net: nn.Sequential) -> None:
+    x = samples(prior, 2)
+    result = blind_inverse(net, features_of(net, x), prior, RECIPE, steps=150)
+    assert (result.misfit < 0.2 * result.history[0]).all()
+    assert min(correlation(a, b) for a, b in zip(result.x, x, strict=True)) > 0.9
+    assert correlation(result.x[0], x[1]) < 0.7
+
+
+def test_the_start_is_the_mean_picture_and_the_misfits_are_true(prior: Prior, net: nn.Sequential) -> None:
+    target = features_of(net, samples(prior, 2))
+    result = blind_inverse(net, target, prior, RECIPE, steps=3)
+    norm = target.flatten(1).norm(dim=1)
+    mu = prior.mu(target).expand(2, -1, -1, -1)
+    assert result.history.shape == (3, 2)
+    assert torch.allclose(result.history[0], (features_of(net, mu) - target).flatten(1).norm(dim=1) / norm)
+    assert torch.allclose(result.misfit, (features_of(net, result.x) - target).flatten(1).norm(dim=1) / norm)
+
+
+def test_zero_features_take_the_scale_of_their_neighbour(prior: Prior, net: nn.Sequential) -> None:
+    own = features_of(net, samples(prior, 1))
+    target = torch.cat([own, torch.zeros_like(own)])
+    scale = own.norm().expand(2)
+    result = blind_inverse(net, target, prior, RECIPE, steps=40, scale=scale)
+    assert torch.allclose(result.misfit[1], features_of(net, result.x[1:]).norm() / own.norm())
+    assert result.misfit[1] < result.history[0, 1]
+    with pytest.raises(OptionError, match="scale"):
+        blind_inverse(net, target, prior, RECIPE, steps=40)
+
+
+def test_neighbours_do_not_matter_and_nothing_is_random(prior: Prior, net: nn.Sequential) -> None:
+    target = features_of(net, samples(prior, 3))
+    state = torch.random.get_rng_state()
+    pairs = [target[[0, 1]], target[[0, 2]] * 50, target[[0, 1]]]
+    pairs[1][0] = target[0]
+    first, other, again = (blind_inverse(net, pair, prior, RECIPE, steps=12) for pair in pairs)
+    assert torch.equal(first.x[0], other.x[0]) and not torch.equal(first.x[1], other.x[1])
+    assert torch.equal(first.x, again.x) and torch.equal(first.history, again.history)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_the_recipe_s_spectrum_replaces_the_prior_s(prior: Prior, net: nn.Sequential) -> None:
+    target = features_of(net, samples(prior, 1))
+    twin = blind_inverse(net, target, replace(prior, power=3.5, f0=0.3), RECIPE, steps=5)
+    assert torch.equal(twin.x, blind_inverse(net, target, prior, RECIPE, steps=5).x)
+    assert not torch.equal(twin.x, blind_inverse(net, target, prior, replace(RECIPE, power=3.5), steps=5).x)
+
+
+def test_under_no_grad_and_without_traces(prior: Prior, net: nn.Sequential) -> None:
+    target = net(samples(prior, 1))
+    assert target.requires_grad
+    usual = blind_inverse(net, target, prior, RECIPE, steps=5)
+    with torch.no_grad():
+        assert torch.equal(blind_inverse(net, target, prior, RECIPE, steps=5).x, usual.x)
+    assert not usual.x.requires_grad and not usual.history.requires_grad and not usual.misfit.requires_grad
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+
+
+def test_seconds_choose_a_rung_that_steps_reproduces_bit_for_bit(
+    prior: Prior, net: nn.Sequential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(blind, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    costs = iter([5.0])  # the first call warms up and must not count as the pace
+
+    def slow(x: Tensor) -> Tensor:
+        clock.now += next(costs, 1.0)
+        return net(x)
+
+    target = features_of(net, samples(prior, 1))
+    budgeted = blind_inverse(slow, target, prior, RECIPE, seconds=50.0)
+    assert budgeted.steps == 40  # 44 seconds are left after two trials
+    fixed = blind_inverse(net, target, prior, RECIPE, steps=40)
+    assert torch.equal(budgeted.x, fixed.x) and torch.equal(budgeted.history, fixed.history)
+    assert blind_inverse(slow, target, prior, RECIPE, seconds=0.5).steps == LADDER[0]
+
+
+def test_recipes_ask_more_of_the_prior_with_depth() -> None:
+    recipes = [recipe_for(stride) for stride in (2, 4, 8, 16, 32, 64)]
+    assert recipes[0] == recipes[1] and recipes[4] == recipes[5]
+    assert [r.tau for r in recipes] == sorted(r.tau for r in recipes)
+    assert len(set(recipes)) == 4
+
+
+def test_what_cannot_be_inverted_is_refused(prior: Prior, net: nn.Sequential) -> None:
+    target = features_of(net, samples(prior, 1))
+    for budget in ({}, {"steps": 3, "seconds": 1.0}, {"steps": 0}, {"seconds": 0.0}):
+        with pytest.raises(OptionError, match="steps"):
+            blind_inverse(net, target, prior, RECIPE, **budget)
+    with pytest.raises(NumericsError, match="finite"):
+        blind_inverse(lambda x: net(x) * float("nan"), target, prior, RECIPE, steps=2)

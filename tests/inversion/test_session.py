@@ -1,0 +1,154 @@
+"""Sessions: the raw VJP and its identities, read-outs, foreign features, batches, chunks and errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracles.small_nets import image, small_encoder
+
+import pullback as pb
+from pullback.encoders import Encoder
+from pullback.errors import ClassError, OptionError, StageError
+from pullback.inversion import Inverter
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return small_encoder()
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_raw_channels_are_the_gradient_of_half_the_squared_norm_4(encoder: Encoder, level: int) -> None:
+    x = image()
+    leaf = x.clone().requires_grad_()
+    stages = [encoder.module.layer1, encoder.module.layer2, encoder.module.layer3][:level]
+    features = leaf[None]
+    for stage in stages:
+        features = stage(features)
+    with Inverter(encoder, "vjp")(x) as inv:
+        total = torch.zeros_like(x)
+        for channels, pictures in inv.channels(level):
+            for c, v in zip(channels, pictures, strict=True):
+                (expected,) = torch.autograd.grad(0.5 * features[0, c].square().sum(), leaf, retain_graph=True)
+                torch.testing.assert_close(v, expected, rtol=1e-10, atol=1e-12)
+                total += v
+        torch.testing.assert_close(inv.stage(level).tensor, total, rtol=1e-10, atol=1e-12)
+        null = inv.stage(level).null
+        assert null is not None and not null.any()
+
+
+def test_raw_class_direction_is_the_pull_back_of_the_weighted_features(encoder: Encoder) -> None:
+    with Inverter(encoder, "vjp")(image()) as inv:
+        seed = inv.class_weights(1)[:, None, None] * inv.features(3)
+        expected = encoder.jacobian(image(), 3).vm(seed)
+        torch.testing.assert_close(inv.cls(1).full.tensor, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_read_out_is_pulled_back_through_its_gradient(encoder: Encoder) -> None:
+    x = image()
+    leaf = x.clone().requires_grad_()
+    value = encoder.module.layer3(encoder.module.layer2(encoder.module.layer1(leaf[None])))[0].square().sum().sqrt()
+    (expected,) = torch.autograd.grad(value, leaf)
+    with Inverter(encoder, "vjp")(x) as inv:
+        picture = inv.scalar(lambda f: f.square().sum().sqrt())
+        torch.testing.assert_close(picture.tensor, expected, rtol=1e-10, atol=1e-12)
+        assert picture.figures["read-out"] == pytest.approx(value.item())
+
+
+def test_foreign_features_go_through_this_images_gates(encoder: Encoder) -> None:
+    own, other = image(0), image(1)
+    foreign = encoder.features(other, 2)
+    with Inverter(encoder, "vjp")(own) as inv:
+        expected = encoder.jacobian(own, 2).vm(foreign)
+        torch.testing.assert_close(inv.from_features(foreign, 2).tensor, expected, rtol=1e-10, atol=1e-12)
+    with Inverter(encoder, mode="frozen")(own) as inv:
+        torch.testing.assert_close(inv.from_features(inv.features(2), 2).tensor, inv.stage(2).tensor)
+        assert not torch.allclose(inv.from_features(foreign, 2).tensor, inv.stage(2).tensor)
+
+
+@pytest.mark.parametrize(("method", "mode"), [("cascade", "additive"), ("cascade", "frozen"), ("vjp", "frozen")])
+def test_a_batch_is_its_images_one_by_one_and_neighbours_do_not_matter(
+    encoder: Encoder, method: str, mode: str
+) -> None:
+    batch = torch.stack([image(0), image(1), image(2)])
+    changed = batch.clone()
+    changed[1] += 0.5
+    inverter = Inverter(encoder, method, mode)
+    with inverter(batch) as together, inverter(changed) as disturbed, inverter(batch[2]) as alone:
+        assert together.stage(2).tensor.shape == (3, 3, 16, 16)
+        assert torch.equal(together.stage(2).tensor[0], disturbed.stage(2).tensor[0])
+        assert torch.equal(together.stage(2).tensor[2], disturbed.stage(2).tensor[2])
+        torch.testing.assert_close(together.stage(2).tensor[2], alone.stage(2).tensor, rtol=1e-12, atol=1e-12)
+        assert torch.equal(together.cls(1).full.tensor[0], disturbed.cls(1).full.tensor[0])
+
+
+def test_chunks_change_nothing(encoder: Encoder) -> None:
+    pictures = []
+    for chunk in (1, 3, 8):
+        with Inverter(encoder, mode="additive", chunk=chunk)(image()) as inv:
+            pictures.append(inv.stage(3).tensor)
+    for other in pictures[1:]:
+        torch.testing.assert_close(other, pictures[0], rtol=1e-12, atol=1e-12)
+
+
+def test_tensors_come_back_in_the_callers_type(encoder: Encoder) -> None:
+    with Inverter(encoder)(image().float()) as inv:
+        assert inv.stage(1).tensor.dtype == torch.float32
+        assert inv.cls().full.tensor.dtype == torch.float32
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_callers_gradient_mode_does_not_matter(encoder: Encoder, context: type) -> None:
+    with Inverter(encoder, mode="additive")(image()) as inv:
+        expected = inv.stage(2).tensor, inv.cls(0).full.tensor
+    with context():
+        x = image()
+        with Inverter(encoder, mode="additive")(x) as inv:
+            got = inv.stage(2).tensor, inv.cls(0).full.tensor
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_every_picture_says_what_it_is(encoder: Encoder) -> None:
+    with Inverter(encoder, mode="additive")(image()) as inv:
+        picture = inv.stage(2)
+    assert picture.mode == "cascade, additive, unfitted"
+    assert picture.called == "adjoint picture"
+    assert picture.provenance.encoder == "small" and len(picture.provenance.weights) == 64
+    assert picture.value_range[0] < picture.value_range[1]
+
+
+def test_mistakes_get_one_clear_error(encoder: Encoder) -> None:
+    with pytest.raises(OptionError, match="unknown method 'cascad'"):
+        Inverter(encoder, "cascad")
+    with pytest.raises(OptionError, match="unknown mode"):
+        Inverter(encoder, mode="sum")
+    inv = Inverter(encoder)(image())
+    with pytest.raises(StageError, match="no stage 9"):
+        inv.stage(9)
+    with pytest.raises(StageError, match="channels 0 to 15"):
+        inv.channel(3, 16)
+    with pytest.raises(ClassError, match="0 to 4"):
+        inv.cls(5)
+    with pytest.raises(OptionError, match="unknown class weights"):
+        inv.cls(1, weights="v")
+    with pytest.raises(StageError, match="got \\(1, 2, 3\\)"):
+        inv.from_features(torch.zeros(1, 2, 3), 2)
+    with pytest.raises(OptionError, match="one element"):
+        inv.scalar(lambda f: f)
+    with pytest.raises(OptionError, match="differentiably"):
+        inv.scalar(lambda f: torch.tensor(1.0))
+    inv.close()
+    with pytest.raises(OptionError, match="closed"):
+        inv.stage(1)
+
+
+def test_an_image_without_features_is_an_error_that_names_the_stage() -> None:
+    dead = small_encoder()
+    dead.module.layer2.bn2.bias.data.fill_(-1e3)
+    with Inverter(dead)(image()) as inv, pytest.raises(StageError, match="stage 2 \\(layer2\\)"):
+        inv.stage(2)
+
+
+def test_public_names_resolve() -> None:
+    assert pb.Inverter is Inverter
