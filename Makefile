@@ -36,7 +36,7 @@ demo: $(STAMP)
 	@$(BIN)/pullback explain --out $(DEMO) --overwrite
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from hypothesis import settings
 from PIL import Image
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 # Reproducible everywhere, and no deadline: a busy machine is no failure.
 settings.register_profile("pullback", deadline=None, derandomize=True)
 settings.load_profile("pullback")
+
+# Small networks gain nothing from threads, and `make test` runs a process on each core.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -76,8 +76,8 @@ def test_a_planted_image_is_found_again(prior: Prior, net: nn.Sequential) -> Non
     x = samples(prior, 2)
     result = blind_inverse(net, features_of(net, x), prior, RECIPE, steps=150)
     assert (result.misfit < 0.2 * result.history[0]).all()
-    assert min(correlation(a, b) for a, b in zip(result.x, x, strict=True)) > 0.9
-    assert correlation(result.x[0], x[1]) < 0.7
+    assert min(correlation(a, b) for a, b in zip(result.x, x, strict=True)) > 0.75
+    assert correlation(result.x[0], x[1]) < 0.4
 
 
 def test_the_start_is_the_mean_picture_and_the_misfits_are_true(prior: Prior, net: nn.Sequential) -> None:
@@ -95,6 +95,8 @@ def test_zero_features_take_the_scale_of_their_neighbour(prior: Prior, net: nn.S
     target = torch.cat([own, torch.zeros_like(own)])
     scale = own.norm().expand(2)
     result = blind_inverse(net, target, prior, RECIPE, steps=40, scale=scale)
+    mu = prior.mu(own)[None]
+    assert torch.allclose(result.history[0, 1], features_of(net, mu).norm() / own.norm())
     assert torch.allclose(result.misfit[1], features_of(net, result.x[1:]).norm() / own.norm())
     assert result.misfit[1] < result.history[0, 1]
     with pytest.raises(OptionError, match="scale"):
@@ -117,6 +119,19 @@ def test_the_recipe_s_spectrum_replaces_the_prior_s(prior: Prior, net: nn.Sequen
     twin = blind_inverse(net, target, replace(prior, power=3.5, f0=0.3), RECIPE, steps=5)
     assert torch.equal(twin.x, blind_inverse(net, target, prior, RECIPE, steps=5).x)
     assert not torch.equal(twin.x, blind_inverse(net, target, prior, replace(RECIPE, power=3.5), steps=5).x)
+
+
+def test_the_first_step_is_the_sign_of_the_gradient_through_root_and_amplitude(
+    prior: Prior, net: nn.Sequential
+) -> None:
+    """Adam's first step is its rate times the sign: x - mu = amplitude * R (-0.1 sign R^T dF), by the chain rule by hand."""
+    target = features_of(net, samples(prior, 1))
+    mu = prior.mu(target)[None].clone().requires_grad_()
+    (net(mu) - target).norm().backward()
+    z = -0.1 * prior.root_transpose(mu.grad).sign()
+    for amplitude in (1.0, 2.5):
+        result = blind_inverse(net, target, prior, replace(RECIPE, amplitude=amplitude), steps=1)
+        assert torch.allclose(result.x - mu, amplitude * prior.root(z), atol=1e-4)
 
 
 def test_under_no_grad_and_without_traces(prior: Prior, net: nn.Sequential) -> None:

@@ -154,6 +154,12 @@ def test_the_reported_residual_is_the_true_one() -> None:
         left = r.flatten(1) - solution.z.flatten(1) @ case.matrix()
         assert torch.allclose(solution.relative_residual, left.norm(dim=1) / r.flatten(1).norm(dim=1), rtol=1e-3)
         assert (solution.relative_residual > 1e-3).all()
+    hard = Dense(
+        ridge=1e-7, dtype=torch.float32
+    )  # where CG's own, updated residual goes on falling and the true one does not
+    solution = hard.solver.solve(r, steps=200, tolerance=1e-7)
+    assert (solution.iterations < 200).all()
+    assert (solution.relative_residual > 5e-7).all()
 
 
 def test_seconds_choose_a_count_that_steps_reproduces_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:

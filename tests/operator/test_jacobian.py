@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -14,6 +15,7 @@ from oracles.jacobian_nets import IN_SHAPE, NETS, Function, a_point
 from scipy.sparse.linalg import lsqr, svds
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pullback.encoders.torchvision_ops import import_torchvision
 from pullback.errors import EncoderError, NumericsError, OptionError
@@ -224,16 +226,42 @@ class TestWaysToPush:
         assert relative(J.mv(a_point(1)), 3 * a_point() ** 2 * a_point(1)) < 1e-14
         assert "differs from the adjoint" in caplog.text
 
-    def test_neither_way(self) -> None:
-        J = Jacobian(_Once.apply, a_point())
+    @pytest.mark.parametrize(
+        ("function", "reason"),
+        [
+            (lambda x: _Once.apply(x), "jvp"),
+            (lambda x: _Once.apply(x) if torch.is_grad_enabled() else 2 * x.detach(), "the tangent was lost"),
+        ],
+    )
+    def test_neither_way(self, function: Function, reason: str) -> None:
+        J = Jacobian(function, a_point())
         assert torch.equal(J.vm(a_point(1)), 2 * a_point(1))
-        with pytest.raises(NumericsError, match=r"J v cannot be had.*push: .*push_forward: "):
+        with pytest.raises(NumericsError, match=rf"J v cannot be had.*push: .*push_forward: .*{reason}"):
             J.mv(a_point(1))
+
+    def test_a_product_is_one_convolution_for_each_of_the_network(self) -> None:
+        J = Jacobian(NETS["in-place relu, batch norm, max-pool"](), a_point())
+        J.mv(a_point(1))
+        with _Counter() as counter:
+            J.mv(a_point(1))
+        assert {name: n for name, n in counter.seen.items() if "conv" in name or "norm" in name} == {"convolution": 2}
 
     def test_zero_and_not_a_number_are_no_disagreement(self) -> None:
         J = Jacobian(NETS["functional"](), a_point())
         assert not J.mv(torch.zeros(IN_SHAPE)).any()
         assert J.mv(torch.full(IN_SHAPE, torch.nan)).isnan().any()
+
+
+class _Counter(TorchDispatchMode):
+    """Counts the operations that run, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.seen[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
 
 
 class _Cube(torch.autograd.Function):

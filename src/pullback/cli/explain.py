@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -76,4 +77,4 @@ def explain(
         except KeyboardInterrupt:
             progress.note("interrupted: what is finished stays; the same command carries on from there")
             raise
-    print(report)
+    typer.echo(os.fsencode(report))  # the very bytes of the name, whatever the terminal's encoding

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from PIL import Image
@@ -72,6 +73,7 @@ class Encoder:
         self._stage_names = tuple(stage_names) if stage_names is not None else None
         self._source = source
         self._tapes: OrderedDict[tuple[Any, ...], Tape] = OrderedDict()
+        self._splits: WeakKeyDictionary[Tape, tuple[Boundary, ...]] = WeakKeyDictionary()
         first = next(iter((*module.parameters(), *module.buffers())), torch.zeros(()))
         self.device, self.dtype = first.device, first.dtype if first.is_floating_point() else torch.float32
         example = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
@@ -287,6 +289,11 @@ class Encoder:
                 self._tapes.popitem(last=False)
 
     def _boundaries(self, tape: Tape) -> tuple[Boundary, ...]:
+        if tape not in self._splits:
+            self._splits[tape] = self._checked_split(tape)
+        return self._splits[tape]
+
+    def _checked_split(self, tape: Tape) -> tuple[Boundary, ...]:
         found = split(tape, self._stage_names)
         if [b.shape[0] for b in found] != [s.channels for s in self.stages]:
             raise StageError(

@@ -11,6 +11,10 @@ from pullback.graph import INPUT, Call, Point, Tape, channels_first
 
 _DROP = 1.5  # a side that shrinks by this factor between two cuts is a drop; padding and unpadded kernels stay below
 
+_POOLING = {
+    "mean", "sum", "amax", "max", "adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "max_pool2d_with_indices",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Boundary:
@@ -76,10 +80,13 @@ def _levels(tape: Tape) -> tuple[list[Point], list[_Drop]]:
             continue
         if spatial:
             old, new = tape.shapes[spatial[-1].tensor][2:], tape.shapes[p.tensor][2:]
-            if max(o / n for o, n in zip(old, new, strict=True)) >= _DROP:
+            pooled = (
+                new == (1, 1) and tape.ops[p.op].name in _POOLING
+            )  # a drop even where one position was left (small images)
+            if pooled or max(o / n for o, n in zip(old, new, strict=True)) >= _DROP:
                 drops.append(_Drop(p.op, len(spatial) - 1))
-                if new == (1, 1) and not _learned_between(tape, spatial[-1].op, p.op):
-                    break
+            if pooled:
+                break
         spatial.append(p)
     return spatial, drops
 

@@ -66,7 +66,7 @@ def describe_stages(tape: Tape, boundaries: Sequence[Boundary]) -> tuple[Stage, 
         seen = support.mask[0].any(0)
         field = (_extent(seen.any(1)), _extent(seen.any(0)))
         reason = ", ".join((*support.unknown, *support.everywhere[-1:])) if field == (height, width) else ""
-        rectified = _is_rectified(tape, b.point)
+        rectified = bool(last_gates(tape, b.point))
         inside = _gates_between(tape, before, b.point.op)
         gate = f"{' + '.join(inside) or 'none'}, {'rectified' if rectified else 'signed'} output"
         stages.append(
@@ -102,16 +102,17 @@ def is_relu(op: Op) -> bool:
     return op.name == "relu"
 
 
-def _is_rectified(tape: Tape, p: Point) -> bool:
+def last_gates(tape: Tape, p: Point) -> frozenset[int]:
+    """The ReLU-type operations whose outputs, moved or pooled at most, are the value at `p`; empty if anything else is in it."""
     if p.op == INPUT:
-        return False
+        return frozenset()
     op = tape.ops[p.op]
     if p.tensor not in op.outputs:  # written through a view, perhaps in part
-        return False
+        return frozenset()
     if is_relu(op):
-        return True
-    read = tape.sources[p.op]
-    return op.name in _PASS_ZEROS and bool(read) and all(_is_rectified(tape, q) for q in read)
+        return frozenset((p.op,))
+    found = [last_gates(tape, q) for q in tape.sources[p.op]] if op.name in _PASS_ZEROS else []
+    return frozenset().union(*found) if all(found) else frozenset()
 
 
 def describe_head(tape: Tape, deepest: Point) -> Head:

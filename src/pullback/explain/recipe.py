@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from PIL import Image
@@ -16,7 +17,7 @@ from pullback.encoders import Encoder, Stage
 from pullback.errors import PullbackError
 from pullback.explain.options import SECONDS
 from pullback.inversion import Correctors, Inversion, Inverter
-from pullback.measures import foreground_energy
+from pullback.measures import correlation, foreground_energy
 from pullback.pictures import Certificate, ClassPicture, Picture
 from pullback.report import ChannelEntry, Explanation, Foreground, Guess, StageRow, StageSpectrum
 
@@ -58,14 +59,16 @@ def explain(
             for name in ("blind", "wiener", "cascade"):
                 with clock.part(f"stage {stage.number}: {name}"):
                     try:
-                        drawn[name] = (
-                            session.stage(stage.number) if name == "cascade"
-                            else _iterative(encoder, image, stage, name, SECONDS[quality], seed)
-                        )  # fmt: skip
+                        if name == "cascade":
+                            found = session.stage(stage.number)
+                        else:
+                            found = _iterative(encoder, image, stage, name, SECONDS[quality], seed)
+                        drawn[name] = _compared(found, image)
                     except PullbackError as error:
                         skipped[name] = str(error)
             spectrum.append(StageSpectrum(stage.number, stage.name, skipped=skipped, **drawn))
-        class_picture, channels = None, ()
+        class_picture: ClassPicture | None = None
+        channels: tuple[ChannelEntry, ...] = ()
         with clock.part("class and channels"):
             if target is not None:
                 class_picture = session.cls(target)
@@ -95,7 +98,7 @@ def explain(
                 "pullback": __version__, "torch": torch.__version__, "python": platform.python_version(),
                 "device": str(encoder.device), "threads": torch.get_num_threads(), "encoder": encoder.name,
                 "weights (SHA-256)": encoder.weights_digest, "preprocessing": str(encoder.preprocessing.source),
-                "head": encoder.head.kind, "correctors": frozen.correctors.label, "quality": quality, "seed": seed,
+                "head": encoder.head.kind, "correctors": frozen.correctors.label, "correctors (SHA-256)": frozen.correctors.digest, "quality": quality, "seed": seed,
             },
             seconds=clock.seconds,
         )  # fmt: skip
@@ -133,6 +136,14 @@ def _iterative(encoder: Encoder, image: Tensor, stage: Stage, method: str, secon
         return session.stage(stage.number)
 
 
+def _compared(picture: Picture, image: Tensor) -> Picture:
+    """The picture with its own and its null's correlation with the image among the figures."""
+    figures = {"correlation with the image": correlation(picture.tensor, image)}
+    if picture.null is not None:
+        figures["null: correlation"] = correlation(picture.null, image)
+    return replace(picture, figures={**figures, **picture.figures})
+
+
 def _guesses(encoder: Encoder, session: Inversion, target: int | None) -> tuple[tuple[Guess, ...], int | None]:
     if encoder.class_count is None:
         return (), None
@@ -161,9 +172,8 @@ def _certificates(encoder: Encoder, session: Inversion, mask: Tensor | None) -> 
     found = []
     for stage in encoder.stages:
         features = session.features(stage.number)
-        at = int(features.abs().argmax())
-        unit = tuple(int(i) for i in torch.unravel_index(torch.tensor(at), features.shape))
-        found.append(session.certificate(stage.number, unit=unit))
+        c, i, j = (int(n) for n in torch.unravel_index(features.abs().argmax(), features.shape))
+        found.append(session.certificate(stage.number, unit=(c, i, j)))
         if mask is not None and bool((mask == 1).any()):
             found.append(session.certificate(stage.number, region=mask == 1))
     found.append(session.certificate())
@@ -181,4 +191,4 @@ def _row(stage: Stage) -> StageRow:
     seen = f"{stage.field[0]} x {stage.field[1]} px"
     if stage.global_reason:
         seen += f", global through {stage.global_reason}"
-    return StageRow(stage.number, stage.name, stage.shape, stage.stride, seen, stage.channels, stage.gate)
+    return StageRow(stage.number, stage.name, stage.shape, f"{stage.stride:g}", seen, stage.channels, stage.gate)

@@ -6,7 +6,10 @@ import hashlib
 import io
 import json
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -26,12 +29,14 @@ from pullback.images import (
     load_mask,
     output_folder,
     scene,
+    write_together,
     write_whole,
 )
 from pullback.inversion import Correctors, shipped_correctors
 from pullback.report import Guess, IndexEntry, index, page, panel, record_json, thumbnail
 
 BUNDLED_SCENE = 20_000_007  # a seed that the embedded encoder was never trained on
+INDEX = "index"
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,11 @@ def explain_all(options: Options, progress: Progress) -> Path:
         raise OptionError(f"unknown quality {options.quality!r}; choose one of {', '.join(SECONDS)}")
     device = _device(options.device)
     jobs = _jobs(options)
-    folder = output_folder(options.out)
+    with _folder(options.out) as folder:
+        return _explain_into(folder, jobs, options, device, progress)
+
+
+def _explain_into(folder: Path, jobs: list[_Job], options: Options, device: torch.device, progress: Progress) -> Path:
     encoder = load_encoder(
         options.encoder,
         weights=options.weights,
@@ -64,6 +73,8 @@ def explain_all(options: Options, progress: Progress) -> Path:
     )
     target = None if options.target is None else encoder.class_index(options.target)
     correctors = shipped_correctors(encoder) if options.correctors is None else Correctors.load(options.correctors)
+    if correctors is not None:
+        correctors.check(encoder.name, [encoder.input_shape[0], *(s.channels for s in encoder.stages[:-1])])
     for note in (*encoder.preprocessing.assumed, *encoder.notes):
         progress.note(f"note: {note}")
     progress.start(len(jobs) * parts(encoder), "reading")
@@ -80,19 +91,33 @@ def explain_all(options: Options, progress: Progress) -> Path:
             entries.append(IndexEntry(job.stem, error=str(error)))
     if len(jobs) == 1:
         return folder / f"{jobs[0].stem}.html"
-    write_whole(folder / "index.html", index(entries, encoder.name).encode())
+    write_whole(folder / f"{INDEX}.html", index(entries, encoder.name).encode())
     if failed:
+        named = ", ".join(failed[:3]) + (" ..." if len(failed) > 3 else "")
         raise ImageError(
-            f"{len(failed)} of {len(jobs)} pictures could not be explained ({', '.join(failed[:3])}{' ...' if len(failed) > 3 else ''});"
-            f" the others are done, reasons in {folder / 'index.html'}"
+            f"{len(failed)} of {len(jobs)} pictures could not be explained ({named}); the others are done, reasons in"
+            f" {folder / f'{INDEX}.html'}"
         )
-    return folder / "index.html"
+    return folder / f"{INDEX}.html"
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[Path]:
+    """The output folder; one that was made here and stayed empty goes again."""
+    made = not path.exists()
+    folder = output_folder(path)
+    try:
+        yield folder
+    finally:
+        if made:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
 
 
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # "meta" makes tensors without numbers
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise OptionError(
@@ -102,18 +127,19 @@ def _device(name: str) -> torch.device:
 
 
 def _jobs(options: Options) -> list[_Job]:
-    """One job a picture; stems made different where two pictures have the same one."""
+    """One job a picture; stems made different where two pictures have the same one, or the index's."""
     if not options.images:
         return [_Job(None, options.mask, "scene")]
     files = image_files(options.images)
     masks = [None] * len(files) if options.mask is None else find_masks(files, options.mask)
-    shared = Counter(f.stem for f in files)
-    seen: Counter[str] = Counter()
+    shared = Counter(f.stem.casefold() for f in files)  # some disks take two names for one that differ in capitals
+    taken = {INDEX}
     jobs = []
     for file, mask in zip(files, masks, strict=True):
-        stem = file.stem if shared[file.stem] == 1 else file.name.replace(".", "-")
-        seen[stem] += 1
-        jobs.append(_Job(file, mask, stem if seen[stem] == 1 else f"{stem}-{seen[stem]}"))
+        stem = file.stem if shared[file.stem.casefold()] == 1 else file.name.replace(".", "-")
+        free = (s for n in count(1) if (s := stem if n == 1 else f"{stem}-{n}").casefold() not in taken)
+        jobs.append(_Job(file, mask, next(free)))
+        taken.add(jobs[-1].stem.casefold())
     return jobs
 
 
@@ -133,7 +159,7 @@ def _one(
     if kept is not None:
         progress.advance(parts(encoder), f"{job.stem}: done before")
         return _entry(job, shown, kept)
-    notes = (*loaded.notes, *(mask.notes if mask else ()))
+    notes = (*loaded.notes, *encoder.preprocessing.notes(loaded.image), *(mask.notes if mask else ()))
 
     def told(part: str) -> None:
         progress.advance(0 if part.endswith("stage 1: blind") else 1, f"{job.stem}, {part}")
@@ -157,9 +183,9 @@ def _one(
     files = {
         folder / f"{job.stem}.html": page(explanation).encode(),
         folder / f"{job.stem}.png": _png(panel(explanation)),
-        folder / f"{job.stem}.json": text.encode(),  # last: it says that the others are whole
+        folder / f"{job.stem}.json": text.encode(),
     }
-    _write_together(files)
+    write_together(files)
     progress.advance(1)
     return _entry(job, shown, json.loads(text))
 
@@ -171,8 +197,7 @@ def _read(job: _Job) -> tuple[Loaded, Mask | None, str]:
         mask = load_mask(job.mask or Image.fromarray(made.mask), loaded)
         return loaded, mask, f"a bundled scene ({made.name}, seed {made.seed}), since no image was given"
     loaded = load_image(job.source)
-    mask = None if job.mask is None else load_mask(job.mask, loaded)
-    return loaded, mask, "the user's own file"
+    return loaded, None if job.mask is None else load_mask(job.mask, loaded), "the user's own file"
 
 
 def _fingerprint(
@@ -190,7 +215,7 @@ def _fingerprint(
 def _finished(folder: Path, stem: str, run: str) -> dict[str, object] | None:
     """The record of a finished report of the same run, if all its files are there."""
     try:
-        found = json.loads((folder / f"{stem}.json").read_text())
+        found = json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     whole = all((folder / f"{stem}.{suffix}").is_file() for suffix in ("html", "png"))
@@ -214,17 +239,3 @@ def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _write_together(files: dict[Path, bytes]) -> None:
-    """All of the files, or none of those that were not there before."""
-    new: list[Path] = []
-    try:
-        for path, data in files.items():
-            if not path.exists():
-                new.append(path)
-            write_whole(path, data)
-    except BaseException:
-        for path in new:
-            path.unlink(missing_ok=True)
-        raise

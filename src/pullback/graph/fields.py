@@ -37,7 +37,7 @@ _NON_NEGATIVE = {
     "unbind", "cat", "stack", "expand", "squeeze", "unsqueeze", "clone", "contiguous", "alias", "constant_pad_nd",
     "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "flip", "roll", "upsample_nearest2d", "upsample_bilinear2d",
     "upsample_nearest_exact2d", "avg_pool2d", "adaptive_avg_pool2d", "mean", "sum", "as_strided", "index_select", "repeat",
-    "to_copy", "reflection_pad2d", "replication_pad2d", "diagonal", "narrow", "unfold", "im2col", "col2im",
+    "to_copy", "reflection_pad2d", "replication_pad2d", "diagonal", "narrow", "unfold", "im2col", "col2im", "index", "gather",
 }  # fmt: skip
 _ELEMENTWISE = {
     "relu", "hardtanh", "sigmoid", "silu", "gelu", "hardswish", "hardsigmoid", "tanh", "leaky_relu", "elu", "celu", "selu",
@@ -50,6 +50,7 @@ _MIXING = {
     "mean", "sum", "amax", "max", "adaptive_avg_pool2d", "adaptive_max_pool2d", "native_layer_norm", "native_group_norm", "softmax",
     "log_softmax", "mm", "bmm", "addmm", "baddbmm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm",
 }  # fmt: skip
+_INDEXED = {"index", "index_select", "gather"}  # linear where the places are constants
 _POOLED_LIKE: dict[str, Callable[..., Any]] = {
     "max_pool2d_with_indices": lambda x, k, s=(), p=0, d=1, c=False: F.avg_pool2d(x, k, s or None, p, c),
     "adaptive_max_pool2d": F.adaptive_avg_pool2d,
@@ -125,6 +126,8 @@ def _spread(before: Tensor, after: Tensor) -> bool:
 def _pull(tape: Tape, op: Op, out: list[Tensor]) -> dict[int, Tensor] | None:
     """The masks of an operation's inputs given those of its outputs; None when there is no rule."""
     name, first = op.name, op.inputs[0]
+    if name in _INDEXED and not all(t in tape.constants for t in op.inputs[1:]):
+        return None
     if name in _NON_NEGATIVE:
         return _adjoint_of(tape, op, op.func, out)
     if name in _ELEMENTWISE:
@@ -173,8 +176,10 @@ def _pair(value: Any) -> tuple[int, ...]:
 def _adjoint_of(tape: Tape, op: Op, func: Callable[..., Any], out: list[Tensor]) -> dict[int, Tensor]:
     """Adjoint of a non-negative linear operation applied to the masks, by autograd on zeros."""
     with torch.enable_grad():
-        stand_in = {t: torch.zeros(tape.shapes[t], requires_grad=True) for t in dict.fromkeys(op.inputs)}
-        args, kwargs = tree_map(lambda a: stand_in[a.index] if isinstance(a, Ref) else a, (op.args, op.kwargs))
+        places = {t: tape.constants[t] for t in op.inputs[1:]} if op.name in _INDEXED else {}
+        stand_in = {t: torch.zeros(tape.shapes[t], requires_grad=True) for t in dict.fromkeys(op.inputs) if t not in places}
+        given = stand_in | places
+        args, kwargs = tree_map(lambda a: given[a.index] if isinstance(a, Ref) else a, (op.args, op.kwargs))
         made = [o for o in tree_iter(func(*args, **kwargs)) if isinstance(o, Tensor)]
         grads = torch.autograd.grad(
             made[: len(out)], list(stand_in.values()), [m.float() for m in out], allow_unused=True

@@ -110,14 +110,17 @@ class Tape:
     def sources(self) -> list[tuple[Point, ...]]:
         """For each operation the points whose values it reads: each tensor as its last writer left it.
 
-        A write through one view is a write to all that share its storage; it reads the view, and so whatever was written before.
+        A write through one view is a write to all tensors that share its storage, and reads what it leaves of the whole.
         """
+        whole: dict[int, int] = {}  # storage -> the tensor that it was made for
+        for t, storage in enumerate(self.storages):
+            whole.setdefault(storage, t)
         made: dict[int, int] = {self.input.tensor: INPUT}  # tensor -> operation that made it
         written: dict[int, int] = {}  # storage -> last operation that wrote into it
         found: list[tuple[Point, ...]] = []
         for i, op in enumerate(self.ops):
             read: dict[Point, None] = {}
-            for t in op.inputs:
+            for t in (*op.inputs, *(whole[self.storages[w]] for w in op.writes)):
                 writers = [w for w in (made.get(t), written.get(self.storages[t])) if w is not None]
                 if writers:
                     read[Point(max(writers), t)] = None
@@ -334,10 +337,11 @@ class _Recorder(TorchDispatchMode):
         writes += [self.number(a) for k, a in kwargs.items() if k == "out" and isinstance(a, Tensor)]
         outputs = [self.number(o) for o in tree_iter(out) if isinstance(o, Tensor)]
         grad = torch.is_grad_enabled()
-        refs = tree_map(lambda a: Ref(self.number(a)) if isinstance(a, Tensor) else a, (tuple(args), dict(kwargs)))
-        self.ops.append(
-            Op(func, *refs, tuple(inputs), tuple(outputs), tuple(writes), self.open[-1][0] if self.open else "", grad)
+        kept, named = tree_map(
+            lambda a: Ref(self.number(a)) if isinstance(a, Tensor) else a, (tuple(args), dict(kwargs))
         )
+        module = self.open[-1][0] if self.open else ""
+        self.ops.append(Op(func, kept, named, tuple(inputs), tuple(outputs), tuple(writes), module, grad))
         if not grad:
             self.born_without_grad.update({t: len(self.ops) - 1 for t in outputs})
         return out

@@ -25,7 +25,8 @@ class Dice:
 
     def field(self, *shape: int) -> Field:
         """An array of the given shape, uniform in [0, 1)."""
-        return ((self._words.random_raw(prod(shape)) >> np.uint64(11)) * 2.0**-53).reshape(shape)
+        words = self._words.random_raw(prod(shape)) >> np.uint64(11)
+        return (words.astype(np.float64) * 2.0**-53).reshape(shape)
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         """One number, uniform in [low, high)."""

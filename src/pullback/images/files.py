@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,18 +31,33 @@ def write_whole(path: str | Path, data: bytes) -> None:
 
     Raises OutputError when the file cannot be written; nothing half-written remains, neither at `path` nor beside it.
     """
-    path = Path(path)
-    beside = path.parent / f".{secrets.token_hex(8)}.part"
+    write_together({Path(path): data})
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Write files that belong together: all of them, or none.
+
+    All are written beside their places before the first is put there, so that after a failure or an interrupt the old
+    files stand. Stopped while they are put there, those that were are taken away again: no mixture of old and new.
+    Raises OutputError.
+    """
+    beside = {path: path.parent / f".{secrets.token_hex(8)}.part" for path in files}
+    path, written = Path(), False
     try:
         try:
-            with beside.open("xb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            beside.replace(path)
+            for path, part in beside.items():
+                with part.open("xb") as stream:
+                    stream.write(files[path])
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            written = True
+            for path, part in beside.items():
+                part.replace(path)
         except BaseException:
-            with suppress(OSError):
-                beside.unlink()
+            placed = [path for path, part in beside.items() if written and not part.exists()]
+            for rest in (*beside.values(), *(placed if len(placed) < len(files) else ())):
+                with suppress(OSError):
+                    rest.unlink()
             raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise _refusal(f"{path} cannot be written", error) from error

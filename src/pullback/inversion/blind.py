@@ -39,8 +39,9 @@ class Recipe:
 def recipe_for(stride: int) -> Recipe:
     """The recipe for a stage whose cells are `stride` pixels apart.
 
-    Tuned without a start on a few photographs through a ResNet-18 at 160 px (strides 4, 8, 16, 32): deeper stages determine
-    less, so they want a smoother prior, a longer stride through it and more weight on it.
+    Tuned on five photographs through a ResNet-18 at 160 px (strides 4, 8, 16, 32). Deeper stages determine less, so they want
+    a smoother prior, longer steps through it and more weight on it. On six other photographs 250 steps reach a mean correlation
+    with the image of .98, .96, .85 and .68, and misfits of .09, .10, .13 and .10.
     """
     if stride <= 4:
         return Recipe(power=2.5, f0=1.0, amplitude=1.0, tau=1e-5)
@@ -85,8 +86,7 @@ def blind_inverse(
         raise OptionError(f"give either steps or seconds, but got steps={steps} and seconds={seconds}")
     if (steps is not None and steps < 1) or (seconds is not None and not seconds > 0):
         raise OptionError(f"steps and seconds must be positive, but got steps={steps} and seconds={seconds}")
-    target = target.detach()
-    scale = _norms(target) if scale is None else scale.detach().to(target)
+    scale = _norms(target) if scale is None else scale.to(target)
     if scale.shape != target.shape[:1] or not bool((scale > 0).all()):
         raise OptionError(
             f"each of the {len(target)} targets needs a positive scale, but they are {scale.tolist()}: "

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from pullback.inversion.correctors import Correctors, correct, correct_with, rms, skipped
+from pullback.inversion.correctors import Correctors, skipped
 from pullback.operator import Jacobian
 
 
@@ -32,16 +31,12 @@ class Frozen:
         return self._pull(self.cascade.zero_seed(self.level), biased=True)[0]
 
     def _pull(self, seeds: Tensor, biased: bool) -> Tensor:
-        def fix(k: int, v: Tensor) -> Tensor:
-            corrector = self.cascade.correctors.levels[k]
-            beta = corrector.beta if biased else torch.zeros_like(corrector.beta)
-            return correct_with(v, corrector.gamma, beta, self.normalisers[k])
-
-        return self.cascade.pull(seeds, self.level, fix)
+        correctors = self.cascade.correctors if biased else self.cascade.correctors.bias_free()
+        return self.cascade.pull(seeds, self.level, lambda k, v: correctors.correct_with(k, v, self.normalisers[k]))
 
 
 class Cascade:
-    """A chain of Jacobians `J_{k->k+1}` at one image with correctors between. `correctors=None` skips them: the raw VJP."""
+    """A chain of Jacobians `J_{k->k+1}` at one image with correctors between."""
 
     def __init__(self, chain: Sequence[Jacobian], correctors: Correctors) -> None:
         self.chain = chain
@@ -53,12 +48,8 @@ class Cascade:
         for k in reversed(range(level)):
             cotangent = self.chain[k].vm(cotangent)
             if not skipped(cotangent.shape[-3:]):
-                cotangent = (corrector or self._correct)(k, cotangent)
+                cotangent = (corrector or self.correctors.correct)(k, cotangent)
         return cotangent
-
-    def _correct(self, k: int, v: Tensor) -> Tensor:
-        corrector = self.correctors.levels[k]
-        return correct(v, corrector.gamma, corrector.beta, self.correctors.eps)
 
     def zero_seed(self, level: int) -> Tensor:
         """The null seed of a level, (1, C, H, W)."""
@@ -73,9 +64,8 @@ class Cascade:
         kept: dict[int, Tensor] = {}
 
         def measuring(k: int, v: Tensor) -> Tensor:
-            kept[k] = rms(v, self.correctors.eps)[0]
-            corrector = self.correctors.levels[k]
-            return correct_with(v, corrector.gamma, corrector.beta, kept[k])
+            kept[k] = self.correctors.rms(v)[0]
+            return self.correctors.correct_with(k, v, kept[k])
 
         picture = self.pull(seed[None], level, measuring)[0]
         normalisers = tuple(kept.get(k, seed.new_zeros(())) for k in range(level))

@@ -26,60 +26,63 @@ from pullback.images import write_whole
 EPS = 1e-6
 SCHEMA = 1
 
+_POSITIONS = (-2, -1)
+_COTANGENT = (-3, -2, -1)
+_METADATA = "pullback.correctors"
+_SETTINGS = ("eps", "absolute", "centred", "label")
+
 
 def skipped(shape: tuple[int, ...]) -> bool:
-    """Whether a level (C, H, W) has a single position: mean removal would erase everything, so it gets no corrector."""
+    """Whether a level (C, H, W) has one position: mean removal would erase everything, so it gets no corrector."""
     return shape[-1] * shape[-2] == 1
 
 
-def normalised(v: Tensor, eps: float = EPS, *, absolute: bool = False) -> tuple[Tensor, Tensor]:
-    """Zero-mean part of cotangents v (..., C, H, W) and their normaliser (..., C, 1, 1), the root of the mean square plus eps.
+def rms(v: Tensor, eps: float = EPS, *, absolute: bool = False, centred: bool = True) -> Tensor:
+    """The normaliser of every channel of cotangents v (..., C, H, W): sqrt(mean of (P v)^2 + eps), (..., C, 1, 1).
 
-    Both are divided by the largest absolute value of each cotangent's zero-mean part, so that squares neither overflow
-    nor vanish. Leading axes are independent: a neighbour in the batch never matters.
+    eps counts in units of the mean square over (C, H, W) of the cotangent itself, or `absolute`ly. centred=False takes v
+    for P v. Leading axes are independent: a neighbour in the batch never matters. Zero where there is nothing to divide
+    by. Squares neither overflow nor vanish, since they are taken in units of the cotangent's largest value.
     """
-    centred = v - v.mean((-2, -1), keepdim=True)
-    largest = centred.detach().abs().amax((-3, -2, -1), keepdim=True)
-    unit = torch.where(largest > 0, largest, torch.ones_like(largest))
-    scaled = centred / unit
-    square = scaled.square().mean((-2, -1), keepdim=True)
-    floor = eps / unit.square() if absolute else eps * square.mean(-3, keepdim=True)
-    return scaled, (square + floor).sqrt()
+    part = _part(v, centred)
+    unit = part.detach().abs().amax(_COTANGENT, keepdim=True)
+    if absolute:
+        unit = unit.clamp_min(eps**0.5)
+    unit = torch.where(unit == 0, 1, unit)
+    square = (part / unit).square().mean(_POSITIONS, keepdim=True)
+    square = square + ((eps**0.5 / unit).square() if absolute else eps * square.mean(-3, keepdim=True))
+    empty = square == 0  # the root has no derivative at zero
+    return unit * torch.where(empty, 0, torch.where(empty, 1, square).sqrt())
 
 
-def rms(v: Tensor, eps: float = EPS) -> Tensor:
-    """The normaliser of each channel of cotangents v (..., C, H, W) in the units of v: (..., C, 1, 1); zero for a zero cotangent."""
-    centred = v - v.mean((-2, -1), keepdim=True)
-    largest = centred.abs().amax((-3, -2, -1), keepdim=True)
-    return normalised(v, eps)[1] * largest
+def correct_with(v: Tensor, gamma: Tensor, beta: Tensor, normaliser: Tensor, *, centred: bool = True) -> Tensor:
+    """gamma * P v / normaliser + beta for cotangents v (..., C, H, W) and a normaliser (..., C, 1, 1) measured before.
 
-
-def correct(v: Tensor, gamma: Tensor, beta: Tensor, eps: float = EPS, *, absolute: bool = False) -> Tensor:
-    """The corrector (6) on cotangents v (..., C, H, W) with gamma, beta (C,). `P v = 0` gives beta alone, never NaN."""
-    scaled, normaliser = normalised(v, eps, absolute=absolute)
-    return _affine(scaled, normaliser, gamma, beta)
-
-
-def correct_with(v: Tensor, gamma: Tensor, beta: Tensor, normaliser: Tensor) -> Tensor:
-    """The corrector with a kept normaliser (..., C, 1, 1): affine in v; where it is zero, beta alone."""
-    return _affine(v - v.mean((-2, -1), keepdim=True), normaliser, gamma, beta)
-
-
-def rms_only(v: Tensor, eps: float = EPS) -> Tensor:
-    """No mean removal and no bias: the only variant whose support stays inside the channel's own field (spec section 4)."""
-    largest = v.abs().amax((-3, -2, -1), keepdim=True)
-    scaled = v / torch.where(largest > 0, largest, torch.ones_like(largest))
-    square = scaled.square().mean((-2, -1), keepdim=True)
-    normaliser = (square + eps * square.mean(-3, keepdim=True)).sqrt()
-    return torch.where(normaliser > 0, scaled / normaliser, torch.zeros_like(scaled))
-
-
-def _affine(centred: Tensor, normaliser: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    alive = normaliser > 0
-    contrast = torch.where(
-        alive, centred / torch.where(alive, normaliser, torch.ones_like(normaliser)), torch.zeros_like(centred)
-    )
+    Affine in v; its linear part has beta = 0. gamma, beta: (C,). A channel whose normaliser is zero gives beta alone.
+    """
+    empty = normaliser == 0
+    contrast = torch.where(empty, 0, _part(v, centred) / torch.where(empty, 1, normaliser))
     return gamma[:, None, None] * contrast + beta[:, None, None]
+
+
+def correct(
+    v: Tensor, gamma: Tensor, beta: Tensor, eps: float = EPS, *, absolute: bool = False, centred: bool = True
+) -> Tensor:
+    """The corrector (6) on cotangents v (..., C, H, W) with gamma and beta (C,), same shape; differentiable in all three.
+
+    `P v = 0` gives beta alone, never NaN. eps, absolute, centred: see `rms`.
+    """
+    return correct_with(v, gamma, beta, rms(v, eps, absolute=absolute, centred=centred), centred=centred)
+
+
+def _part(v: Tensor, centred: bool) -> Tensor:
+    """P v, or v itself. What rounding leaves of a constant channel is zero: it would be blown up to full contrast."""
+    if not centred:
+        return v
+    mean = v.mean(_POSITIONS, keepdim=True)
+    part = v - mean
+    constant = part.detach().abs().amax(_POSITIONS, keepdim=True) <= 8 * torch.finfo(v.dtype).eps * mean.detach().abs()
+    return torch.where(constant, 0, part)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,30 +97,54 @@ class Corrector:
 class Correctors:
     """The correctors of levels 0..L-1 (level 0 is the image), indexed by the channels of the level that they act on.
 
-    label: "unfitted", or what they were fitted on, in a few words; card: everything else that is known about them.
+    eps: relative to each cotangent, or `absolute`, the paper's. centred: False for the rms-only variant. label: "unfitted",
+    or what they were fitted on, in a few words; card: what else is known about them ("encoder", "weights", ...), as JSON.
+    Raises OptionError for an eps below zero.
     """
 
     levels: tuple[Corrector, ...]
     eps: float = EPS
     label: str = "fitted"
     card: Mapping[str, Any] = field(default_factory=dict)
+    absolute: bool = field(default=False, kw_only=True)
+    centred: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eps < float("inf"):
+            raise OptionError(f"eps={self.eps} must be a number, zero or above")
 
     @classmethod
-    def unfitted(cls, channels: Sequence[int], eps: float = EPS) -> Correctors:
+    def unfitted(cls, channels: Sequence[int], eps: float = EPS, *, absolute: bool = False) -> Correctors:
         """gamma 1 and beta 0 for levels with these channel counts."""
-        return cls(tuple(Corrector(torch.ones(c), torch.zeros(c)) for c in channels), eps, "unfitted")
+        levels = tuple(Corrector(torch.ones(c), torch.zeros(c)) for c in channels)
+        return cls(levels, eps, "unfitted", absolute=absolute)
+
+    def correct(self, level: int, v: Tensor) -> Tensor:
+        """The corrector of a level on cotangents v (..., C, H, W)."""
+        return self.correct_with(level, v, self.rms(v))
+
+    def correct_with(self, level: int, v: Tensor, normaliser: Tensor) -> Tensor:
+        """The same with a kept normaliser (..., C, 1, 1)."""
+        at = self.levels[level]
+        return correct_with(v, at.gamma, at.beta, normaliser, centred=self.centred)
+
+    def rms(self, v: Tensor) -> Tensor:
+        """The normaliser of cotangents v (..., C, H, W), whatever their level: (..., C, 1, 1)."""
+        return rms(v, self.eps, absolute=self.absolute, centred=self.centred)
 
     def bias_free(self) -> Correctors:
         """The same with beta = 0 everywhere: the zero seed then draws nothing."""
-        return (
-            self.scaled_bias(0.0)
-            if self.label == "unfitted"
-            else replace(self.scaled_bias(0.0), label=f"{self.label}, bias-free")
-        )
+        return self.scaled_bias(0)
 
     def scaled_bias(self, factor: float) -> Correctors:
-        """The same with every beta times `factor` (dose, spec section 5)."""
-        return replace(self, levels=tuple(Corrector(c.gamma, factor * c.beta) for c in self.levels))
+        """The same with every beta times `factor` (dose, spec section 5), and a label that says so."""
+        levels = tuple(Corrector(c.gamma, factor * c.beta) for c in self.levels)
+        words = "" if factor == 1 or self.label == "unfitted" else f", beta x {factor:g}" if factor else ", bias-free"
+        return replace(self, levels=levels, label=self.label + words)
+
+    def rms_only(self) -> Correctors:
+        """No mean removal and no bias: the only variant whose support stays inside a channel's own field."""
+        return replace(self.bias_free(), centred=False, label=f"{self.label}, rms only")
 
     def to(self, like: Tensor) -> Correctors:
         """On the device and in the type of `like`."""
@@ -125,54 +152,59 @@ class Correctors:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of eps and all parameters."""
-        digest = hashlib.sha256(repr(self.eps).encode())
-        for c in self.levels:
-            for p in (c.gamma, c.beta):
-                digest.update(p.detach().double().cpu().numpy().tobytes())
+        """SHA-256 of all that decides what they do."""
+        digest = hashlib.sha256(repr((self.eps, self.absolute, self.centred)).encode())
+        for parameter in self._tensors().values():
+            digest.update(parameter.double().numpy().tobytes())
         return digest.hexdigest()
 
     def check(self, encoder: str, channels: Sequence[int]) -> None:
         """Raise WeightsError unless these correctors are for levels with these channel counts."""
         own = [len(c.gamma) for c in self.levels]
         if own != list(channels):
+            fitted_on = self.card.get("encoder", "an encoder not named")
             raise WeightsError(
-                f"these correctors are for levels with {own} channels ({self.card.get('encoder', 'encoder not named')}), but {encoder}"
-                f" has {list(channels)}; fit some for this encoder, or leave correctors out (unfitted)"
+                f"these correctors are for levels with {own} channels ({fitted_on}), but {encoder} has {list(channels)};"
+                " fit some for this encoder, or leave correctors out (unfitted)"
             )
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file with the card in its metadata; whole or not at all. Raises OutputError."""
-        tensors = {
-            f"{k}.{name}": p.detach().cpu().contiguous()
-            for k, c in enumerate(self.levels)
-            for name, p in vars(c).items()
+        about = {
+            "schema": SCHEMA,
+            "settings": {name: getattr(self, name) for name in _SETTINGS},
+            "card": dict(self.card),
         }
-        card = {"schema": SCHEMA, "eps": self.eps, "label": self.label, "card": dict(self.card)}
-        write_whole(path, save(tensors, {"pullback.correctors": json.dumps(card, sort_keys=True)}))
+        write_whole(path, save(self._tensors(), {_METADATA: json.dumps(about, sort_keys=True)}))
 
     @classmethod
     def load(cls, path: str | Path) -> Correctors:
         """Read what `save` wrote. Raises WeightsError when the file is no such thing, or its numbers are not finite."""
+        if not Path(path).is_file():
+            raise WeightsError(f"correctors file {path} does not exist; check the name")
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = json.loads((file.metadata() or {})["pullback.correctors"])
-                names = sorted({int(key.split(".")[0]) for key in file.keys()})  # noqa: SIM118 - not a mapping
-                levels = tuple(Corrector(file.get_tensor(f"{k}.gamma"), file.get_tensor(f"{k}.beta")) for k in names)
-        except FileNotFoundError as error:
-            raise WeightsError(f"correctors file {path} does not exist; check the name") from error
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+                about = json.loads((file.metadata() or {})[_METADATA])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            schema = about["schema"]
+            found = cls._parsed(about, tensors) if schema == SCHEMA else None
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise WeightsError(
                 f"{path} holds no correctors of pullback ({type(error).__name__}); give a file made by Correctors.save"
             ) from error
-        if metadata.get("schema") != SCHEMA:
-            raise WeightsError(
-                f"{path} has schema {metadata.get('schema')!r}, this version reads {SCHEMA}; fit the correctors again"
-            )
-        if not all(bool(torch.isfinite(p).all()) for c in levels for p in (c.gamma, c.beta)):
+        if found is None:
+            raise WeightsError(f"{path} has schema {schema!r}, this version reads {SCHEMA}; fit the correctors again")
+        if not all(bool(torch.isfinite(p).all()) for p in tensors.values()):
             raise WeightsError(f"correctors file {path} holds numbers that are not finite; fit them again")
-        return cls(levels, metadata["eps"], metadata["label"], metadata["card"])
+        return found
 
-    def __post_init__(self) -> None:
-        if not self.eps >= 0:
-            raise OptionError(f"eps={self.eps} must be zero or above")
+    @classmethod
+    def _parsed(cls, about: dict[str, Any], tensors: dict[str, Tensor]) -> Correctors:
+        levels = tuple(Corrector(tensors[f"{k}.gamma"], tensors[f"{k}.beta"]) for k in range(len(tensors) // 2))
+        if len(tensors) % 2 or any(c.gamma.ndim != 1 or c.gamma.shape != c.beta.shape for c in levels):
+            raise ValueError("tensors that make no levels")
+        return cls(levels, card=about["card"], **{name: about["settings"][name] for name in _SETTINGS})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = ((f"{k}.{name}", p) for k, c in enumerate(self.levels) for name, p in vars(c).items())
+        return {name: p.detach().cpu().contiguous() for name, p in named}

@@ -1,42 +1,47 @@
-"""A leaky backward pass for the blind inverse: exact ReLU forward, a share of the gradient let through where a unit is off (spec 3c)."""
+"""A leaky backward pass for the blind inverse (spec 3c): exact ReLU forward, some gradient where a unit is off."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pullback.encoders.stages import is_relu
-from pullback.graph import Point, Tape
+from pullback.encoders.stages import is_relu, last_gates
+from pullback.graph import Op, Point, Tape
 from pullback.graph.tape import Rule
 
 
-class _LeakyBackward(torch.autograd.Function):
+class _LeakyGate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, out: Tensor, slope: float) -> Tensor:
-        ctx.save_for_backward(x == out)
+    def forward(ctx: Any, x: Tensor, gate: Callable[[Tensor], Tensor], slope: float) -> Tensor:
+        out = gate(x)
+        ctx.save_for_backward(x == out)  # open: the gate passed its input on
         ctx.slope = slope
-        return out.clone()
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (open_,) = ctx.saved_tensors
-        return torch.where(open_, grads[0], ctx.slope * grads[0]), None, None
+        (is_open,) = ctx.saved_tensors
+        return torch.where(is_open, grads[0], ctx.slope * grads[0]), None, None
 
 
 def leaky_rules(tape: Tape, end: Point, slope: float = 0.2) -> dict[int, Rule]:
-    """Rules for every ReLU-type gate before `end`, the gate that makes `end` itself left exact (opening it does not help)."""
+    """Rules for every ReLU-type gate before `end`; the gates that make `end` itself stay exact (opening them does not help)."""
 
-    def rule(i: int) -> Rule:
-        func = _out_of_place(tape.ops[i].func)
+    def rule(op: Op) -> Rule:
+        func = _out_of_place(op.func)
+        seen_elsewhere = any(tape.storages.count(tape.storages[t]) > 1 for t in op.writes)  # through views
 
         def run(x: Tensor, *args: Any) -> Tensor:
-            return _LeakyBackward.apply(x, func(x.detach(), *args), slope)  # type: ignore[no-any-return]
+            leaky: Tensor = _LeakyGate.apply(x, lambda v: func(v, *args), slope)
+            return x.copy_(leaky) if seen_elsewhere else leaky
 
         return run
 
-    return {i: rule(i) for i in tape.live if i < end.op and is_relu(tape.ops[i])}
+    exact = last_gates(tape, end)
+    return {i: rule(tape.ops[i]) for i in tape.live if i < end.op and i not in exact and is_relu(tape.ops[i])}
 
 
 def _out_of_place(func: Any) -> Any:

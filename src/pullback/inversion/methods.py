@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -77,15 +78,18 @@ class CascadeMethod:
         self.caption = (
             "cotangents of the features, normalised at every level and pulled back through the image's own gates"
         )
-        self.cascade = Cascade(self.opened.chain, self.correctors)
         self._frozen: dict[int, Frozen] = {}
+
+    @cached_property
+    def cascade(self) -> Cascade:
+        return Cascade(self.opened.chain, self.correctors)
 
     def whole(self, level: int, features: Tensor | None = None) -> Drawn:
         at = self.opened.measure(level) if features is None else measure(features, str(level))
         if self.kind == "additive":
-            own = sum((at.alpha[c] @ b.flatten(1) for c, b in self._additive(level, at)), start=0.0).view_as(
-                self.opened.image
-            )
+            own = torch.zeros_like(self.opened.image)
+            for c, b in self._additive(level, at):
+                own += torch.einsum("k,kchw->chw", at.alpha[c], b)
         elif self.kind == "fused":
             own = self.cascade.pull(at.features[None], level)[0]
         else:
@@ -161,7 +165,7 @@ def _combined(at: Measure, omega: Tensor, base: Tensor | None = None) -> Tensor:
 
 @dataclass
 class VjpMethod:
-    """The raw pull-back V = J^T S, equation (3); directions take B_c = V_c / alpha_c, so that omega = w * alpha gives J^T(w * F)."""
+    """The raw pull-back V = J^T S, equation (3); directions take B_c = V_c / alpha_c: omega = w * alpha gives J^T (w * F)."""
 
     opened: Opened
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property
+from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -35,9 +36,9 @@ class Opened:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the preprocessed image's shape, type and bytes."""
-        values = self.image.detach().cpu().contiguous()
+        values = self.image.detach().cpu()
         head = f"{tuple(values.shape)} {values.dtype}".encode()
-        return hashlib.sha256(head + values.view(torch.uint8).numpy().tobytes()).hexdigest()
+        return hashlib.sha256(head + values.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
     @cached_property
     def levels(self) -> list[Tensor]:
@@ -83,6 +84,12 @@ class Opened:
         if level not in self._fields:
             self._fields[level] = self.field(level, self.levels[level] != 0).mask[0].any(0)
         return self._fields[level]
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
 
     def close(self) -> None:
         """Give the kept graphs back."""

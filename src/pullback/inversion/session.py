@@ -131,17 +131,13 @@ class Inversion:
             negative.append(Drawn(both.own[1], both.null[1], both.figures, both.notes))
         name = encoder.class_name(index)
         said = f"{'centred ' if centred else ''}{weights}; head {encoder.head.kind}"
-        parts = [
-            self._picture(d, f"class {index} ({name}), {part}", natural=False)
-            for d, part in (
-                (full, "all channels"),
-                (positive, "channels that speak for it"),
-                (negative, "channels that speak against it"),
-            )
-        ]
-        return ClassPicture(
-            *parts, index, name, said, {"cosine with the gradient of the class score": _joined(cosines)}
+        signs = ("all channels", "channels that speak for it", "channels that speak against it")
+        whole, pro, contra = (
+            self._picture(drawn, f"class {index} ({name}), {part}", natural=False)
+            for drawn, part in zip((full, positive, negative), signs, strict=True)
         )
+        figures = {"cosine with the gradient of the class score": _joined(cosines)}
+        return ClassPicture(whole, pro, contra, index, name, said, figures)
 
     @_in_own_mode
     def scalar(self, read_out: Callable[[Tensor], Tensor]) -> Picture:

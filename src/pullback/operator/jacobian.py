@@ -13,7 +13,7 @@ from torch import Tensor
 from pullback.errors import NumericsError, OptionError
 from pullback.operator.linear import LinearMap, flat_batch
 from pullback.operator.memory import memory_budget
-from pullback.operator.replica import Function, Replica, plain
+from pullback.operator.replica import Function, Replica
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Jacobian(LinearMap):
         self._push: _Product | None = None
         self._kept: dict[int, Replica] = {}
         with torch.inference_mode(False):
-            self._x = plain(x).clone()
+            self._x = x.detach().clone()
             self.value = self._replica(1).output[0].detach().clone()
         self.out_shape = tuple(self.value.shape)
 
@@ -128,7 +128,8 @@ class Jacobian(LinearMap):
         parts = []
         for part in rows.split(replica.count):
             padding = part.new_zeros(replica.count - len(part), *part.shape[1:])
-            parts.append(product(replica, torch.cat([part, padding]))[: len(part)])
+            whole = torch.cat([part, padding])  # always a copy, so that inference tensors do not reach the graph
+            parts.append(product(replica, whole)[: len(part)])
         return torch.cat(parts)
 
     def _first_push(self, replica: Replica, tangents: Tensor) -> Tensor:

@@ -20,11 +20,6 @@ from pullback.operator.frozen import FrozenParameters
 Function = Callable[[Tensor], Tensor]
 
 
-def plain(tensor: Tensor) -> Tensor:
-    """The tensor without its graph, and usable in a graph even if it was made under `inference_mode`."""
-    return tensor.clone() if tensor.is_inference() else tensor.detach()
-
-
 class Replica:
     """`function` run once on `count` copies of the point `x` (*in_shape), at the cost of one forward pass.
 
@@ -36,7 +31,7 @@ class Replica:
         self._function = function
         self.count = count
         with plain_autograd(x.device), FrozenParameters():
-            self._leaf = plain(x).expand(count, *x.shape).clone().requires_grad_()
+            self._leaf = x.detach().expand(count, *x.shape).clone().requires_grad_()
             # A copy, because a network may begin with an in-place operation, which a leaf refuses.
             self.output = _checked(function(self._leaf.clone()), count)
         self._adjoint: tuple[Tensor, Tensor] | None = None
@@ -44,7 +39,7 @@ class Replica:
     def pull(self, cotangents: Tensor) -> Tensor:
         """J^T w for each of `count` cotangents (count, *out_shape): (count, *in_shape). One backward pass."""
         with plain_autograd(self._leaf.device):
-            (pulled,) = torch.autograd.grad(self.output, self._leaf, plain(cotangents), retain_graph=True)
+            (pulled,) = torch.autograd.grad(self.output, self._leaf, cotangents, retain_graph=True)
         return pulled.detach()
 
     def push(self, tangents: Tensor) -> Tensor:
@@ -59,7 +54,7 @@ class Replica:
                 (pulled,) = torch.autograd.grad(self.output, self._leaf, zero, create_graph=True)
                 self._adjoint = zero, pulled
             zero, pulled = self._adjoint
-            (pushed,) = torch.autograd.grad(pulled, zero, plain(tangents), retain_graph=True)
+            (pushed,) = torch.autograd.grad(pulled, zero, tangents, retain_graph=True)
         return pushed.detach()
 
     def push_forward(self, tangents: Tensor) -> Tensor:
@@ -77,7 +72,7 @@ class Replica:
 
     def _pushed_forward(self, tangents: Tensor) -> Tensor | None:
         with plain_autograd(self._leaf.device), torch.no_grad(), forward_ad.dual_level():
-            dual = self._function(forward_ad.make_dual(self._leaf.detach().clone(), plain(tangents)))
+            dual = self._function(forward_ad.make_dual(self._leaf.detach().clone(), tangents))
             pushed: Tensor | None = forward_ad.unpack_dual(dual).tangent
             return pushed
 
