@@ -1,4 +1,4 @@
-"""The README keeps its word: its Python runs, its commands exist, its version is the package's."""
+"""README and docs keep their word: their Python runs, their commands exist, their pictures are there."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-BLOCKS = list(re.finditer(r"(?<=```python\n).*?(?=```)", README, re.DOTALL))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"at {block.start()}")
-def test_python_blocks_run(block: re.Match[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of a page, one after the other, as a reader would type them."""
     monkeypatch.chdir(tmp_path)
-    blank_lines = "\n" * README.count("\n", 0, block.start())  # so that a traceback points into the README
-    exec(compile(blank_lines + block.group(), str(ROOT / "README.md"), "exec"), {})
+    text = page.read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    for block in re.finditer(r"(?<=```python\n).*?(?=```)", text, re.DOTALL):
+        blank_lines = "\n" * text.count("\n", 0, block.start())  # so that a traceback points into the page
+        exec(compile(blank_lines + block.group(), str(page), "exec"), names)
 
 
 def test_options_and_make_targets_exist(capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,10 +39,10 @@ def test_options_and_make_targets_exist(capsys: pytest.CaptureFixture[str]) -> N
     assert set(re.findall(r"make ([a-z]+) ", README)) <= targets
 
 
-def test_pictures_and_linked_files_are_there() -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).is_file()] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pictures_and_linked_files_are_there(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).is_file()] == []
 
 
 def test_version_is_the_same_everywhere() -> None:

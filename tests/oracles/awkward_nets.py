@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 Shape = tuple[int, int, int]
 CLASSES = 5
@@ -31,7 +32,7 @@ class Awkward:
     exact_head: bool = True
     piecewise_linear: bool = True
     mixes_batch: bool = False
-    own_backward: bool = False  # the backward pass that it defines is not the derivative of its forward pass
+    own_backward: bool = False  # its own backward pass refuses, or is not the derivative of its forward pass
     note: str = ""  # words that a note of the encoder must contain
 
     def __call__(self) -> nn.Module:
@@ -289,6 +290,30 @@ def weight_normed() -> nn.Module:
     return net
 
 
+def backward_hooked() -> nn.Module:
+    """A backward hook, as Grad-CAM tools leave behind, hands each output on as a view of itself."""
+    net = settled(Plain())
+    net.level2.register_full_backward_hook(lambda module, into, out: None)
+    return net
+
+
+class Checkpointed(Plain):
+    """Runs its middle under activation checkpointing, which recomputes it in the backward pass."""
+
+    def features(self, x: Tensor) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the reentrant kind warns where nothing needs a gradient
+            return self.level3(checkpoint(self.level2, self.level1(x), use_reentrant=self.reentrant))
+
+    reentrant = False
+
+
+class CheckpointedReentrant(Checkpointed):
+    """The old kind is a custom autograd.Function around a part of the network, and refuses torch.autograd.grad."""
+
+    reentrant = True
+
+
 # ---- derivatives --------------------------------------------------------------------------------------------------
 
 
@@ -447,6 +472,11 @@ AWKWARD: dict[str, Awkward] = {
     "non_square": _plainly(lambda: settled(Plain()), input_shape=(3, 24, 40), stages=plain_stages(24, 40)),
     "inference_mode": _plainly(under_inference_mode),
     "weight_norm": _plainly(weight_normed),
+    "backward_hooks": _plainly(backward_hooked),
+    "checkpointed": _plainly(lambda: settled(Checkpointed())),
+    "checkpointed_reentrant": _plainly(
+        lambda: settled(CheckpointedReentrant()), own_backward=True, note="could not be compared"
+    ),
     "branching": _plainly(
         lambda: settled(Branching()), stages=_renamed(1, "relu after dark"),
         fields=((7, 7), (13, 13), (25, 25)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pullback.errors import EncoderError, StageError
 from pullback.graph import INPUT, Call, Point, Tape, channels_first
@@ -36,10 +37,10 @@ class _Drop:
 def split(tape: Tape, names: Sequence[str] | None = None) -> tuple[Boundary, ...]:
     """The stage boundaries of a recorded run, shallow to deep; `names`: module names that replace the automatic rule.
 
-    Raises EncoderError when the network has no spatial stages, StageError when a name is unknown or no cut.
+    Raises EncoderError when the network has no spatial stages, StageError when a name is unknown, no cut or out of order.
     """
     if names is not None:
-        return tuple(_named(tape, name) for name in names)
+        return _chosen(tape, names)
     spatial, drops = _levels(tape)
     used_until = _last_parameter(tape)
     found: list[Point] = []
@@ -141,9 +142,7 @@ def name_of(tape: Tape, p: Point, after: int = INPUT) -> str:
 
     Functional code has no module to name: then the operation and the module that it follows.
     """
-    returned = [
-        c for c in tape.calls if c.output == p.tensor and c.end - 1 >= p.op and c.module and not _rewritten(tape, p, c)
-    ]
+    returned = _calls_that_returned(tape, p) or _calls_that_returned(tape, _handed_on(tape, p))
     if returned:  # calls are listed as they end: inner ones first
         inside = [c for c in returned if c.start > after]
         name = min(reversed(inside), key=lambda c: c.start).module if inside else returned[0].module
@@ -158,10 +157,36 @@ def name_of(tape: Tape, p: Point, after: int = INPUT) -> str:
     return f"{name} after {last.module}" if last else name
 
 
+def _calls_that_returned(tape: Tape, p: Point) -> list[Call]:
+    return [
+        c for c in tape.calls if c.output == p.tensor and c.end - 1 >= p.op and c.module and not _rewritten(tape, p, c)
+    ]
+
+
+def _handed_on(tape: Tape, p: Point) -> Point:
+    """The value itself where `p` is a mere view of the whole of it (backward hooks make such views)."""
+    while p.op != INPUT and tape.ops[p.op].name in ("view", "alias") and len(tape.sources[p.op]) == 1:
+        (source,) = tape.sources[p.op]
+        if tape.shapes[source.tensor] != tape.shapes[p.tensor]:
+            break
+        p = source
+    return p
+
+
 def _rewritten(tape: Tape, p: Point, call: Call) -> bool:
     """Whether an operation between the point and the end of the call changes the value in place."""
     storage = tape.storages[p.tensor]
     return any(tape.storages[t] == storage for i in range(p.op + 1, call.end) for t in tape.ops[i].writes)
+
+
+def _chosen(tape: Tape, names: Sequence[str]) -> tuple[Boundary, ...]:
+    if not names:
+        raise StageError("stages= names no module; name one or more, or leave it out")
+    chosen = tuple(_named(tape, name) for name in names)
+    for before, after in pairwise(chosen):
+        if before.point.op >= after.point.op:
+            raise StageError(f"stages= goes from shallow to deep: {after.name!r} does not come after {before.name!r}")
+    return chosen
 
 
 def _named(tape: Tape, name: str) -> Boundary:

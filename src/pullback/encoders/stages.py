@@ -22,6 +22,11 @@ _PASS_ZEROS = {
     "cat", "view", "reshape", "unsafe_view", "transpose", "permute", "clone", "slice", "split", "max_pool2d_with_indices",
     "avg_pool2d", "native_dropout", "alias", "contiguous", "channel_shuffle",
 }  # fmt: skip
+# They change how the pooled numbers lie in memory, not what they are.
+_MOVING = {
+    "view", "reshape", "unsafe_view", "flatten", "squeeze", "unsqueeze", "clone", "alias", "expand", "as_strided", "permute",
+    "transpose", "to_copy", "native_dropout",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -118,41 +123,29 @@ def last_gates(tape: Tape, p: Point) -> frozenset[int]:
 def describe_head(tape: Tape, deepest: Point) -> Head:
     """Recognise a linear head after global average pooling by its operations; anything else is linearised at the image."""
     after = [tape.ops[i] for i in tape.live if i > deepest.op]
-    names = [op.name for op in after]
-    pooled = [
-        i for i, op in enumerate(after) if op.name in ("mean", "adaptive_avg_pool2d") and 1 in _positions(tape, op)
-    ]
-    moving = {
-        "view",
-        "reshape",
-        "unsafe_view",
-        "flatten",
-        "squeeze",
-        "clone",
-        "alias",
-        "native_dropout",
-        "unsqueeze",
-        "expand",
-        "as_strided",
-        "permute",
-        "transpose",
-    }
-    rest = [n for i, n in enumerate(names) if n not in moving and i not in pooled]
-    if len(pooled) == 1 and rest and rest[0] in ("addmm", "mm") and len(rest) == 1 and names.index(rest[0]) > pooled[0]:
-        weight = tape.constants.get(after[names.index(rest[0])].inputs[-1])
-        if weight is not None and weight.shape[0] == tape.shapes[deepest.tensor][1]:
+    pooled = [i for i, op in enumerate(after) if _averages_everything(tape, op)]
+    rest = [i for i, op in enumerate(after) if op.name not in _MOVING and i not in pooled]
+    names = [after[i].name for i in rest]
+    if len(pooled) == 1 and rest and rest[-1] > pooled[0] and names[-1] in ("addmm", "mm"):
+        weight = tape.constants.get(after[rest[-1]].inputs[-1])
+        if len(rest) == 1 and weight is not None and weight.shape[0] == tape.shapes[deepest.tensor][1]:
             return Head("linear after global average pooling: exact class weights", weight.t())
-    if len(pooled) == 1 and rest and rest[-1] in ("addmm", "mm") and all("norm" in n for n in rest[:-1]):
-        return Head("linear after global average pooling and a norm: the norm is linearised at the image", None)
-    return Head(
-        f"not linear ({', '.join(dict.fromkeys(rest)) or 'none'}): class weights are its gradient at the image", None
-    )
+        if all("norm" in name for name in names[:-1]):
+            return Head("linear after global average pooling and a norm: the norm is linearised at the image", None)
+    described = ", ".join(dict.fromkeys(names)) or "none"
+    return Head(f"not linear ({described}): class weights are its gradient at the image", None)
 
 
-def _positions(tape: Tape, op: Op) -> set[int]:
-    """1 when the operation leaves a single position of a feature map."""
-    shape = tape.shapes[op.outputs[0]]
-    return {shape[2] * shape[3]} if len(shape) == 4 else {1 if len(shape) == 2 else 0}
+def _averages_everything(tape: Tape, op: Op) -> bool:
+    """Whether the operation is the mean over all positions of a feature map."""
+    read, made = tape.shapes[op.inputs[0]] if op.inputs else (), tape.shapes[op.outputs[0]]
+    if len(read) != 4:
+        return False
+    if op.name == "mean":
+        dims = op.args[1] if len(op.args) > 1 else None
+        return isinstance(dims, list | tuple) and sorted(d % 4 for d in dims) == [2, 3]
+    whole = op.name == "avg_pool2d" and tuple(op.args[1]) == read[2:] and made[2:] == (1, 1)
+    return whole or (op.name == "adaptive_avg_pool2d" and made[2:] == (1, 1))
 
 
 def stage_table(stages: Sequence[Stage]) -> str:

@@ -74,12 +74,10 @@ def read_logits(output: Any) -> Tensor:
     for found in (getattr(output, "logits", None), output.get("logits") if isinstance(output, Mapping) else None):
         if isinstance(found, Tensor):
             return found
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    if isinstance(output, list | tuple):
-        tensors = [o for o in output if isinstance(o, Tensor)]
-        if tensors:
-            return tensors[0]
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    if tensors:
+        return tensors[0]
     raise EncoderError(
         f"the network returned {type(output).__name__}, which holds no tensor that could be the logits;"
         " return a tensor, an object with .logits, a mapping with 'logits', or a tuple whose first tensor is the logits"

@@ -126,12 +126,8 @@ class _Clock:
 
 def _iterative(encoder: Encoder, image: Tensor, stage: Stage, method: str, seconds: float, seed: int) -> Picture:
     """A blind or Wiener picture within its share of `seconds`; deeper stages cost more, so they get more."""
-    share = (
-        (BLIND_SHARE if method == "blind" else 1 - BLIND_SHARE)
-        * 2
-        * stage.number
-        / (encoder.depth * (encoder.depth + 1))
-    )
+    rank = (stage.number + 1) / sum(s.number + 1 for s in encoder.stages)
+    share = rank * (BLIND_SHARE if method == "blind" else 1 - BLIND_SHARE)
     with Inverter(encoder, method, seconds=share * seconds, memory=MEMORY, seed=seed)(image) as session:
         return session.stage(stage.number)
 

@@ -59,6 +59,7 @@ _POOLED_LIKE: dict[str, Callable[..., Any]] = {
 }
 
 
+@torch.inference_mode(False)
 def pull_support(tape: Tape, seed: Tensor, at: Point, start: Point | None = None) -> Support:
     """The support of `J^T seed` at `start` (default: the input), for a boolean `seed` of the shape of the value at `at`."""
     start = start or tape.input
@@ -94,7 +95,7 @@ def _share_written(tape: Tape, op: Op, masks: dict[int, Tensor]) -> None:
     for w in op.writes:
         sharing = [t for t in masks if t != w and tape.storages[t] == tape.storages[w]]
         for t in sharing:
-            mask = _viewed(tape, masks[t], t, w)
+            mask = _viewed(tape, masks[t].contiguous(), t, w)  # an expanded one would refuse some views
             masks[w] = masks[w] | mask if w in masks else mask
 
 
@@ -132,7 +133,7 @@ def _pull(tape: Tape, op: Op, out: list[Tensor]) -> dict[int, Tensor] | None:
         return _adjoint_of(tape, op, op.func, out)
     if name in _ELEMENTWISE:
         return {t: out[0].float().sum_to_size(tape.shapes[t]) > 0 for t in op.inputs}
-    if name.endswith("convolution"):
+    if name == "convolution":
         return _convolution(tape, op, out[0])
     if name in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"):
         statistics_of_the_batch = op.args[5]  # instance norm, or no running statistics
@@ -190,7 +191,7 @@ def _adjoint_of(tape: Tape, op: Op, func: Callable[..., Any], out: list[Tensor])
 def _convolution(tape: Tape, op: Op, out: Tensor) -> dict[int, Tensor]:
     """All-ones kernel with the operation's stride, padding, dilation and groups; channels collapse within each group."""
     x, weight = op.inputs[:2]
-    _, _, _, stride, padding, dilation, transposed, output_padding, groups = op.args
+    _, _, _, stride, padding, dilation, transposed, output_padding, groups = op.args[:9]
     n, channels = tape.shapes[x][:2]
     kernel = tape.shapes[weight][2:]
     with torch.enable_grad():

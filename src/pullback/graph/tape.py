@@ -38,6 +38,11 @@ _READS_NUMBERS = {
 }
 
 
+def storage_of(tensor: Tensor) -> int:
+    """The same number for all tensors that share memory, while they live."""
+    return int(tensor.untyped_storage()._cdata)
+
+
 @dataclass(frozen=True)
 class Ref:
     """Stands for the tensor with this index in an operation's arguments."""
@@ -152,6 +157,12 @@ class Tape:
             for i, op in enumerate(self.ops)
         )
 
+    @cached_property
+    def draws(self) -> tuple[str, ...]:
+        """Operations on the way to the output that draw random numbers, with their modules."""
+        needed = [self.ops[i] for i in sorted(self._needed(self.output.op, INPUT))]
+        return tuple(dict.fromkeys(f"{op.name} in {op.module or 'the network'}" for op in needed if _is_random(op)))
+
     def _needed(self, last: int, first: int) -> set[int]:
         """Operations after `first` that operation `last` needs, itself included."""
         needed, queue = {last}, [last]
@@ -241,6 +252,15 @@ class Tape:
         return Point(INPUT, tensor)
 
 
+def _is_random(op: Op) -> bool:
+    """Whether the operation draws from a generator; fused attention is able to, but only with dropout."""
+    if torch.Tag.nondeterministic_seeded not in op.func.tags:
+        return False
+    declared = op.func._schema.arguments
+    given = dict(zip((a.name for a in declared), op.args, strict=False)) | op.kwargs
+    return all(given.get(a.name, a.default_value) != 0 for a in declared if a.name == "dropout_p")
+
+
 @dataclass(frozen=True)
 class _Program:
     steps: tuple[tuple[int, tuple[int, ...]], ...]  # operation, tensors whose last use it is
@@ -269,9 +289,11 @@ def _plan(tape: Tape, start: Point, points: Sequence[Point]) -> _Program:
                     f"operation {tape.ops[i].name} in {tape.ops[i].module or 'the network'} reads a value from before the"
                     " starting point; start from a stage boundary that every path crosses"
                 )
-    made = {t for i in run for t in tape.ops[i].outputs}
-    read = {t for i in run for t in tape.ops[i].inputs}
-    constants = {t for t in read - made if t != start.tensor and t in tape.constants}
+    made: set[int] = {start.tensor}
+    constants: set[int] = set()
+    for i in run:
+        constants |= {t for t in tape.ops[i].inputs if t not in made and t in tape.constants}
+        made.update(tape.ops[i].outputs)
     written_constants = {t for t in constants if tape.storages[t] in written}
     use: dict[int, int] = {}
     for i in run:
@@ -312,6 +334,8 @@ class _Recorder(TorchDispatchMode):
         self.index: dict[int, int] = {}
         self.born_without_grad: dict[int, int] = {}
         self.custom: dict[str, None] = {}
+        self.own: set[int] = set()  # storages that the run made
+        self.initial: dict[int, Tensor] = {}  # tensors of the module that the run writes, as they were
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -328,14 +352,18 @@ class _Recorder(TorchDispatchMode):
         inputs = [self.number(a) for a in tree_iter((args, kwargs)) if isinstance(a, Tensor)]
         for t in inputs:
             self._adopt_custom_function(t)
-        out = func(*args, **kwargs)
         writes = [
             self.number(a)
             for a, declared in zip(args, func._schema.arguments, strict=False)
             if isinstance(a, Tensor) and declared.alias_info is not None and declared.alias_info.is_write
         ]
         writes += [self.number(a) for k, a in kwargs.items() if k == "out" and isinstance(a, Tensor)]
+        for t in writes:
+            self._keep_initial(storage_of(self.tensors[t]))
+        read = {storage_of(self.tensors[t]) for t in inputs}
+        out = func(*args, **kwargs)
         outputs = [self.number(o) for o in tree_iter(out) if isinstance(o, Tensor)]
+        self.own.update({storage_of(self.tensors[t]) for t in outputs} - read)
         grad = torch.is_grad_enabled()
         kept, named = tree_map(
             lambda a: Ref(self.number(a)) if isinstance(a, Tensor) else a, (tuple(args), dict(kwargs))
@@ -346,12 +374,19 @@ class _Recorder(TorchDispatchMode):
             self.born_without_grad.update({t: len(self.ops) - 1 for t in outputs})
         return out
 
+    def _keep_initial(self, storage: int) -> None:
+        """Keep what a tensor that the run did not make (a counter in a buffer) holds before the run first writes to it."""
+        if storage not in self.own:
+            self.own.add(storage)
+            self.initial.update({t: v.detach().clone() for t, v in enumerate(self.tensors) if storage_of(v) == storage})
+
     def _adopt_custom_function(self, t: int) -> None:
         """A tensor made without grad that has a grad_fn now left a custom autograd.Function: differentiate what it ran."""
         tensor = self.tensors[t]
         if t not in self.born_without_grad or tensor.grad_fn is None:
             return
-        self.custom[type(tensor.grad_fn).__name__] = None
+        if (name := type(tensor.grad_fn).__name__) != "BackwardHookFunctionBackward":  # hooks of the user's, an identity
+            self.custom[name] = None
         queue = [self.born_without_grad[t]]
         while queue:
             i = queue.pop()
@@ -437,19 +472,22 @@ def record(
 
 def _tape(module: nn.Module, recorder: _Recorder, first: int, logits: Tensor) -> Tape:
     shapes = [tuple(t.shape) for t in recorder.tensors]
-    storages = [t.untyped_storage()._cdata for t in recorder.tensors]
+    storages = [storage_of(t) for t in recorder.tensors]
     boolean = {i for i, t in enumerate(recorder.tensors) if t.dtype == torch.bool}
     out = recorder.index[id(logits)]
-    notes = tuple(
-        f"the network defines its own backward pass ({name}); pullback differentiates what its forward pass computes"
-        for name in recorder.custom
-    )
     begin = Point(INPUT, first)
-    tape = Tape(recorder.ops, recorder.calls, begin, begin, shapes, storages, boolean, {}, set(), notes)
+    tape = Tape(recorder.ops, recorder.calls, begin, begin, shapes, storages, boolean, {}, set())
     tape.output = tape.value(out, len(tape.ops))
+    tape.notes = (
+        *(
+            f"the network defines its own backward pass ({name}); pullback differentiates what its forward pass computes"
+            for name in recorder.custom
+        ),
+        *(f"the network draws random numbers ({name}); each recorded run keeps its own draw" for name in tape.draws),
+    )
     made = {t for i, op in enumerate(recorder.ops) if tape.dependent[i] for t in (*op.outputs, *op.writes)}
-    tape.constants = {t: v.detach() for t, v in enumerate(recorder.tensors) if t != first and t not in made}
-    owned = {p.untyped_storage()._cdata for p in module.parameters()}
+    tape.constants = {t: v.detach() for t, v in enumerate(recorder.tensors) if t != first and t not in made} | recorder.initial
+    owned = {storage_of(p) for p in module.parameters()}
     tape.parameters = {t for t in tape.constants if storages[t] in owned}
     for i, op in enumerate(recorder.ops):
         if not tape.dependent[i] and any(t in tape.parameters for t in op.inputs):

@@ -1,7 +1,8 @@
 """The support guarantee and its certificate: equations (10) and (11), computed and not assumed (spec section 4).
 
-The spatial gradient of a picture lies in the one-pixel dilation of the seed's structural field when every boundary below
-is the output of a ReLU-type gate (`exact`) and what feeds an active position below feeds the seed too (`nested`).
+The spatial gradient of a picture lies in the one-pixel dilation of the seed's structural field when nothing is added on the
+way (raw VJP, rms-only correctors), or when every boundary below is the output of a ReLU-type gate (`exact`) and what feeds
+an active position below feeds the seed too (`nested`).
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ def certify(
     *,
     named: str,
     spread: str | None = None,
+    confined: bool = False,
     areas: bool = False,
 ) -> Certificate:
     """Certificate of `picture` (C, H, W), drawn from `seed` (C_l, H_l, W_l) at stage `level`.
 
-    named: the seed in words. spread: why the method's own seed covers everything, if it does (the Wiener inverse). areas: add
-    the areas of the fields of the stage's strongest channels.
+    named: the seed in words. spread: why it covers everything though less was asked for, if it does (the Wiener inverse).
+    confined: the method adds nothing on the way. areas: add the areas of the fields of the stage's strongest channels.
     """
-    support = opened.field(level, seed != 0 if spread is None else torch.ones_like(seed, dtype=torch.bool))
+    support = opened.field(level, seed != 0)
     field = support.mask[0].any(0)
     inside = dilate(field)
     energy = gradient_energy(picture)
@@ -42,8 +44,9 @@ def certify(
     nested = all(not bool((opened.active_field(k) & ~field).any()) for k in range(1, level))
     exact = all(s.rectified for s in opened.encoder.stages[: level - 1])
     area = float(field.double().mean())
-    vacuous = bool(field.all())
-    words = _words(named, area, vacuous, holds, outside, nested, exact, spread)
+    vacuous = bool(inside.all())
+    where = named if spread is None else f"{named} ({spread})"
+    words = _words(where, area, vacuous, holds, outside, _promise(confined, exact, nested))
     return Certificate(
         stage=level,
         seed=named,
@@ -90,20 +93,21 @@ def _areas(opened: Opened, level: int) -> dict[str, float]:
     }
 
 
-def _words(
-    named: str, area: float, vacuous: bool, holds: bool, outside: float, nested: bool, exact: bool, spread: str | None
-) -> str:
+def _words(where: str, area: float, vacuous: bool, holds: bool, outside: float, promise: str) -> str:
     if vacuous:
-        why = f" ({spread})" if spread else ""
-        return f"vacuous: the field of {named} is the whole image{why}, so the guarantee says nothing here"
-    said = f"the field of {named} covers {100 * area:.2g} % of the image; "
+        rim = "" if area == 1 else ", but for a rim of one pixel"
+        return f"vacuous: the field of {where} is the whole image{rim}, so the guarantee says nothing here"
+    said = f"the field of {where} covers {100 * area:.2g} % of the image; "
     if holds:
         said += "the picture's edges lie inside it"
     else:
         said += f"{100 * outside:.2g} % of the picture's gradient energy lies outside it"
-    conditions = [
-        "every boundary below is rectified" if exact else "not every boundary below is rectified",
-        "the fields below are nested in it" if nested else "fields below reach further",
-    ]
-    promise = "so this was guaranteed" if exact and nested else "so nothing was guaranteed"
-    return f"{said} ({', '.join(conditions)}: {promise})"
+    return f"{said} ({promise})"
+
+
+def _promise(confined: bool, exact: bool, nested: bool) -> str:
+    if confined:
+        return "nothing is added on the way: so this was guaranteed"
+    gates = "every boundary below is rectified" if exact else "not every boundary below is rectified"
+    fields = "the fields below are nested in it" if nested else "fields below reach further"
+    return f"{gates}, {fields}: so {'this' if exact and nested else 'nothing'} was guaranteed"

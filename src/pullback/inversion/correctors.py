@@ -151,6 +151,11 @@ class Correctors:
         return replace(self, levels=tuple(Corrector(c.gamma.to(like), c.beta.to(like)) for c in self.levels))
 
     @property
+    def confined(self) -> bool:
+        """Whether they only scale, adding nothing anywhere: pictures then stay inside the seed's field."""
+        return not self.centred and not any(bool(c.beta.any()) for c in self.levels)
+
+    @property
     def digest(self) -> str:
         """SHA-256 of all that decides what they do."""
         digest = hashlib.sha256(repr((self.eps, self.absolute, self.centred)).encode())

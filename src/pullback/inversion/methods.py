@@ -38,12 +38,17 @@ class Drawn:
 
 
 class Method(Protocol):
-    """One way to draw, bound to one opened image. `natural`: whole-stage pictures are images, not signed maps."""
+    """One way to draw, bound to one opened image.
+
+    natural: whole-stage pictures are images, not signed maps. confined: what it pulls back stays inside the seed's field,
+    whatever the network and the image, because nothing is added on the way (spec section 4).
+    """
 
     mode: str
     called: str
     caption: str
     natural: bool
+    confined: bool
 
     def whole(self, level: int, features: Tensor | None = None) -> Drawn:
         """The picture of a whole stage; `features` (C, H, W): foreign features under this image's gates."""
@@ -78,6 +83,7 @@ class CascadeMethod:
         self.caption = (
             "cotangents of the features, normalised at every level and pulled back through the image's own gates"
         )
+        self.confined = self.correctors.confined
         self._frozen: dict[int, Frozen] = {}
 
     @cached_property
@@ -173,6 +179,7 @@ class VjpMethod:
     called = "raw VJP"
     caption = "the features pulled back through the image's own gates, nothing corrected"
     natural = False
+    confined = True
 
     def whole(self, level: int, features: Tensor | None = None) -> Drawn:
         at = self.opened.measure(level)
@@ -195,7 +202,10 @@ class VjpMethod:
 
 @dataclass
 class WienerMethod:
-    """The Wiener inverse (spec 3b): the signal space of the stage at the image. Null: the picture of F = 0."""
+    """The Wiener inverse (spec 3b): the signal space of the stage at the image. Null: the picture of F = 0.
+
+    With delta_c drawn from the channel's residual r * 1_c: B_c = mu + delta_c, and directions are sum_c (omega_c / alpha_c) delta_c.
+    """
 
     opened: Opened
     prior: Prior
@@ -208,6 +218,7 @@ class WienerMethod:
     called = "signal space"
     caption = "the part of the image that the stage is sensitive to; gates and bias come from the image itself"
     natural = True
+    confined = True  # before the prior spreads it
 
     def whole(self, level: int, features: Tensor | None = None) -> Drawn:
         own, nothing = (
@@ -275,6 +286,7 @@ class BlindMethod:
     called = "drawn from the features alone"
     caption = "an image whose features match, searched from the mean colour under a natural-image prior"
     natural = True
+    confined = False
 
     def whole(self, level: int, features: Tensor | None = None) -> Drawn:
         target = self.opened.levels[level] if features is None else features

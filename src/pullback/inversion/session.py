@@ -16,7 +16,7 @@ from pullback.encoders import Encoder
 from pullback.errors import ClassError, OptionError, StageError
 from pullback.graph import plain_autograd
 from pullback.inversion.certificate import certify
-from pullback.inversion.methods import ROWS, Drawn, Method
+from pullback.inversion.methods import ROWS, Drawn, Method, WienerMethod
 from pullback.inversion.opened import Opened
 from pullback.inversion.seeds import class_weights, importance, score_gradient
 from pullback.pictures import Certificate, ClassPicture, Display, Picture, Provenance
@@ -184,16 +184,21 @@ class Inversion:
     ) -> Certificate:
         """Where the picture of a seed can be: of the whole stage, one channel, one unit (c, i, j), or an image region (H, W).
 
-        A region's seed is every unit whose cell of the image touches it. One image only. Raises StageError, OptionError.
+        A region's seed is every unit whose cell of the image touches it. Of the Wiener inverse it is the part before the
+        prior, which spreads over the whole image. One image only. Raises StageError, OptionError.
         """
         level = self._level(stage)
         opened = self._single("certificate")
         method = next(self._running())
         seed, named = self._seed_of(opened, level, channel, unit, region)
-        spread = "the solve mixes all positions before the pull-back" if method.mode == "Wiener" else None
-        picture = opened.image if spread else method.seeded(seed, level).own
         whole = channel is None and unit is None and region is None
-        return certify(opened, level, seed, picture, named=named, spread=spread, areas=whole)
+        spread = None
+        if isinstance(method, WienerMethod):
+            spread, seed = "the solve mixes all positions before the pull-back", torch.ones_like(seed)
+            picture = opened.whole(level).vm(seed)
+        else:
+            picture = method.seeded(seed, level).own
+        return certify(opened, level, seed, picture, named=named, spread=spread, confined=method.confined, areas=whole)
 
     # ---- numbers -------------------------------------------------------------------------------------------------
 

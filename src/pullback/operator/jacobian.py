@@ -33,10 +33,10 @@ class Jacobian(LinearMap):
         the first product with several cotangents.
     memory: budget in bytes or as a text ("2GB"); None is a quarter of what is free. An explicit `chunk` wins.
 
-    Cost: one run of `function` here and one, on `chunk` copies of x, at the first product with several cotangents; no
-    further run, however many products follow (`forwards` counts). `close()`, or leaving a `with` block, frees what the
-    runs keep, and the next product runs the function again. A last chunk that is not full is padded with zeros, so that
-    its numbers have the bits of a full one.
+    Cost: one run of `function` here and one, on `chunk` copies of x, at the first product with several cotangents (with
+    chunk=None one for each of 2, 4, 8 copies that a product calls for); no further run, however many products follow
+    (`forwards` counts). `close()`, or leaving a `with` block, frees what the runs keep, and the next product runs the
+    function again. A last chunk that is not full is padded with zeros, so that its numbers have the bits of a full one.
 
     Raises OptionError (shape, complex numbers, chunk, memory), EncoderError (the function gives no such output),
     NumericsError (no way to `mv`).
@@ -58,7 +58,7 @@ class Jacobian(LinearMap):
         self.forwards = 0
         self.in_shape, self.dtype, self.device = tuple(x.shape), x.dtype, x.device
         self._function = function
-        self._chunk = chunk
+        self._chunk, self._explicit = chunk, chunk is not None
         self._memory = memory if memory is None else memory_budget(memory, x.device)
         self._push: _Product | None = None
         self._kept: dict[int, Replica] = {}
@@ -121,10 +121,16 @@ class Jacobian(LinearMap):
         self.forwards += 1
         return self._function(batch)
 
+    def _copies(self, rows: int) -> int:
+        """Copies of the point for a product with so many rows: no more than it needs, unless `chunk` was given."""
+        if rows == 1:
+            return 1
+        return self.chunk if self._explicit else min(self.chunk, 2 ** math.ceil(math.log2(rows)))
+
     def _by_chunks(self, product: _Product, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
         if len(rows) == 0:
             return rows.new_zeros(0, *shape)
-        replica = self._replica(1 if len(rows) == 1 else self.chunk)
+        replica = self._replica(self._copies(len(rows)))
         parts = []
         for part in rows.split(replica.count):
             padding = part.new_zeros(replica.count - len(part), *part.shape[1:])
