@@ -29,7 +29,9 @@ from pullback.inversion.correctors import Corrector, Correctors
 from pullback.inversion.opened import Opened
 
 FIRST_SEED = 30_000_000
-OUT = Path(__file__).resolve().parents[1] / "src" / "pullback" / "encoders" / "weights" / "scenes.correctors.safetensors"
+OUT = (
+    Path(__file__).resolve().parents[1] / "src" / "pullback" / "encoders" / "weights" / "scenes.correctors.safetensors"
+)
 
 
 class _PullBack(torch.autograd.Function):

@@ -31,7 +31,11 @@ def main() -> None:
     encoder = pb.load_encoder(chosen.encoder, weights=chosen.weights, preprocessing=chosen.preprocessing)
     images = [encoder.preprocess(p) for p in chosen.pictures] or _scenes(encoder)
     print(f"{encoder.name}, {len(images)} pictures, blind {chosen.steps} steps, Wiener {chosen.steps // 5} steps\n")
-    print("| stage | blind | its null | misfit | Wiener | its null | residual | cascade | its null |\n" + "| --- " * 9 + "|")
+    print(
+        "| stage | blind | its null | misfit | Wiener | its null | residual | cascade | its null |\n"
+        + "| --- " * 9
+        + "|"
+    )
     for stage in encoder.stages:
         cells = [f"{stage.number} {stage.name}"]
         for method in METHODS:

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from oracles.awkward_nets import AWKWARD, Plain, level, settled
+from oracles.awkward_modules import Plain, level, settled
+from oracles.awkward_nets import AWKWARD
 from oracles.families import FAMILIES
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -93,7 +94,9 @@ def test_a_transition_belongs_to_the_next_level() -> None:
 
 
 def test_a_lone_stem_convolution_joins_the_next_level() -> None:
-    net = _named({"stem": conv(3, 4, 2), "shrink": nn.MaxPool2d(2), "body": level(4, 6, 1), "deep": level(6, 8, 2), **HEAD})
+    net = _named(
+        {"stem": conv(3, 4, 2), "shrink": nn.MaxPool2d(2), "body": level(4, 6, 1), "deep": level(6, 8, 2), **HEAD}
+    )
     assert drawn(net) == [("body", 6, 8, 8), ("deep", 8, 4, 4)]
 
 
@@ -103,7 +106,15 @@ def test_two_lone_convolutions_stay_two_stages() -> None:
 
 
 def test_a_classifier_that_is_a_convolution_is_no_stage() -> None:
-    net = _named({"a": level(3, 4, 1), "b": level(4, 8, 2), "classifier": nn.Conv2d(8, 5, 1), "pool": HEAD["pool"], "flat": nn.Flatten()})
+    net = _named(
+        {
+            "a": level(3, 4, 1),
+            "b": level(4, 8, 2),
+            "classifier": nn.Conv2d(8, 5, 1),
+            "pool": HEAD["pool"],
+            "flat": nn.Flatten(),
+        }
+    )
     assert drawn(net) == [("a", 4, 32, 32), ("b", 8, 16, 16)]
 
 

@@ -299,6 +299,6 @@ def test_awkward_networks(awkward: Awkward) -> None:
 @pytest.mark.parametrize("name", [name for name in AWKWARD if name not in SPATIAL])
 def test_networks_without_spatial_stages(name: str) -> None:
     encoder = Encoder.from_module(AWKWARD[name](), input_shape=AWKWARD[name].input_shape)
-    with pytest.raises(EncoderError, match="no spatial stages.*Jacobian works"):
+    with pytest.raises(EncoderError, match=r"no spatial stages.*Jacobian works"):
         _ = encoder.stages
     assert "no spatial stages" in repr(encoder)

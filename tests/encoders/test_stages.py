@@ -5,7 +5,8 @@ from copy import deepcopy
 
 import pytest
 import torch
-from oracles.awkward_nets import SPATIAL, level, settled
+from oracles.awkward_modules import level, settled
+from oracles.awkward_nets import SPATIAL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,7 +41,10 @@ EXACT: dict[str, tuple[Callable[..., Tensor], nn.Module]] = {
     "adaptive pooling": (lambda x, fc: fc(F.adaptive_avg_pool2d(x, 1).flatten(1)), FC),
     "pooling of its size": (lambda x, fc: fc(F.avg_pool2d(x, 4).view(len(x), -1)), FC),
     "no bias": (lambda x, fc: fc(x.mean((2, 3))), nn.Linear(8, 5, bias=False)),
-    "channels last": (lambda x, fc: fc(F.adaptive_avg_pool2d(x.contiguous(memory_format=torch.channels_last), 1).flatten(1)), FC),
+    "channels last": (
+        lambda x, fc: fc(F.adaptive_avg_pool2d(x.contiguous(memory_format=torch.channels_last), 1).flatten(1)),
+        FC,
+    ),
     "dropout": (lambda x, fc: fc(x.mean((2, 3))), nn.Sequential(nn.Dropout(), FC)),
 }
 LINEARISED: dict[str, tuple[Callable[..., Tensor], nn.Module, str]] = {

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from oracles.awkward_nets import AWKWARD, Plain, must_not_compile, settled
+from oracles.awkward_modules import Plain, must_not_compile, settled
+from oracles.awkward_nets import AWKWARD
 from oracles.untouched import untouched
 from torch import Tensor, nn
 
@@ -95,10 +96,12 @@ class Spied(nn.Module):
         self.held = held
 
 
-@pytest.mark.parametrize("held", [threading.Lock(), (i for i in range(3)), torch.ones(1, requires_grad=True).sum().grad_fn])
+@pytest.mark.parametrize(
+    "held", [threading.Lock(), (i for i in range(3)), torch.ones(1, requires_grad=True).sum().grad_fn]
+)
 def test_what_cannot_be_copied_is_said_with_what_to_do(held: Any) -> None:
     net = Spied(held)
-    with untouched(net), pytest.raises(EncoderError, match="Spied.*cannot be copied.*remove"):
+    with untouched(net), pytest.raises(EncoderError, match=r"Spied.*cannot be copied.*remove"):
         twin(net)
 
 
@@ -151,3 +154,8 @@ def test_an_output_without_a_tensor_is_an_error_that_says_what_to_return(output:
 def test_lists_of_tensors_keep_their_order() -> None:
     first: Tensor = torch.zeros(1, 2)
     assert read_logits([first, LOGITS]) is first
+
+
+def test_awkward_networks_are_built_the_same_each_time() -> None:
+    a, b = AWKWARD["plain"]().state_dict(), AWKWARD["plain"]().state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a)

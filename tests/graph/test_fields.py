@@ -70,7 +70,9 @@ def agree(net: nn.Module, x: Tensor, *, equal: bool, count: int = 12) -> None:
         true, field = pattern(tape, x, tape.output, unit), supports(tape, tape.output, unit)
         assert not (true & ~field).any(), f"unit {unit}: a derivative outside the field"
         if equal:
-            assert torch.equal(true, field), f"unit {unit}: {int(field.sum())} positions in the field, {int(true.sum())} in fact"
+            assert torch.equal(true, field), (
+                f"unit {unit}: {int(field.sum())} positions in the field, {int(true.sum())} in fact"
+            )
 
 
 def squeeze_excite(x: Tensor, down: nn.Module, up: nn.Module) -> Tensor:
@@ -109,7 +111,9 @@ EXACT: dict[str, Callable[[], nn.Module]] = {
     "batch norm of the batch": lambda: nn.BatchNorm2d(4, track_running_stats=False),
     "instance norm": lambda: nn.InstanceNorm2d(4),
     "group norm": lambda: nn.GroupNorm(2, 4),
-    "layer norm over channels": lambda: Apply(lambda x, n: n(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), nn.LayerNorm(4)),
+    "layer norm over channels": lambda: Apply(
+        lambda x, n: n(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), nn.LayerNorm(4)
+    ),
     "layer norm over everything": lambda: nn.LayerNorm((4, 7, 6)),
     "average pooling": lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True),
     "adaptive pooling": lambda: nn.AdaptiveAvgPool2d((3, 2)),
@@ -214,7 +218,9 @@ def test_fields_of_the_stages_of_networks(name: str) -> None:
 
 
 def test_a_union_of_seeds_sees_the_union_of_their_fields() -> None:
-    tape, _, _ = record(randomised(nn.Sequential(CONV(4, 4, 3, 2, 1, groups=2), nn.Softplus(), CONV(4, 3, 3))), generic(1, 4, 9, 9))
+    tape, _, _ = record(
+        randomised(nn.Sequential(CONV(4, 4, 3, 2, 1, groups=2), nn.Softplus(), CONV(4, 3, 3))), generic(1, 4, 9, 9)
+    )
     shape = tape.shapes[tape.output.tensor]
     seed = generic(*shape) > 0.5
     together = pull_support(tape, seed, tape.output).mask
@@ -224,7 +230,10 @@ def test_a_union_of_seeds_sees_the_union_of_their_fields() -> None:
 
 
 def test_images_of_a_batch_do_not_see_each_other() -> None:
-    tape, _, _ = record(randomised(nn.Sequential(CONV(4, 4, 3), nn.InstanceNorm2d(4), nn.Softplus(), CONV(4, 3, 3))), generic(2, 4, 7, 7))
+    tape, _, _ = record(
+        randomised(nn.Sequential(CONV(4, 4, 3), nn.InstanceNorm2d(4), nn.Softplus(), CONV(4, 3, 3))),
+        generic(2, 4, 7, 7),
+    )
     mask = supports(tape, tape.output, 0)
     assert mask[0].any()
     assert not mask[1].any()
@@ -249,9 +258,15 @@ def test_growing_to_the_whole_image_is_no_operation_that_looks_everywhere() -> N
 
 @pytest.mark.parametrize(
     ("function", "name"),
-    [(lambda x: x.cumsum(3), "cumsum"), (lambda x: torch.fft.rfft2(x).abs(), "fft_r2c"), (nn.MaxPool2d(2, 1, dilation=2), "max_pool2d")],
+    [
+        (lambda x: x.cumsum(3), "cumsum"),
+        (lambda x: torch.fft.rfft2(x).abs(), "fft_r2c"),
+        (nn.MaxPool2d(2, 1, dilation=2), "max_pool2d"),
+    ],
 )
-def test_an_operation_without_a_rule_is_named_and_sees_everything(function: Callable[[Tensor], Tensor], name: str) -> None:
+def test_an_operation_without_a_rule_is_named_and_sees_everything(
+    function: Callable[[Tensor], Tensor], name: str
+) -> None:
     tape, _, _ = record(Apply(function), generic(1, 4, 7, 6))
     seed = torch.zeros(tape.shapes[tape.output.tensor], dtype=torch.bool)
     seed.view(-1)[0] = True

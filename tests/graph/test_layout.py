@@ -52,7 +52,9 @@ def test_a_swapped_height_and_width_is_not_natural() -> None:
 def test_tokens_end_the_trail_and_a_convolution_takes_it_up_again() -> None:
     def tokens(x: Tensor, mix: nn.Module, conv: nn.Module) -> Tensor:
         n, c, h, w = x.shape
-        heads = mix(x.flatten(2).transpose(1, 2)).view(n, h * w, 2, c // 2).transpose(1, 2)  # (N, heads, tokens, c / heads)
+        heads = (
+            mix(x.flatten(2).transpose(1, 2)).view(n, h * w, 2, c // 2).transpose(1, 2)
+        )  # (N, heads, tokens, c / heads)
         back = (heads * 2).transpose(1, 2).reshape(n, h, w, c).permute(0, 3, 1, 2)
         return conv(back)
 
@@ -88,7 +90,9 @@ def test_what_a_hook_on_a_convolution_sees_is_natural(name: str) -> None:
     """Whatever a convolution, batch norm or pooling module returns, and the input, is in (N, C, H, W) order."""
     made = {**AWKWARD, **FAMILIES}[name]
     net = twin(made()).double()
-    tape = taped(net, torch.randn(2, *made.input_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    tape = taped(
+        net, torch.randn(2, *made.input_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    )
     known = channels_first(tape)
     spatial = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
     modules = [n for n, m in net.named_modules() if isinstance(m, spatial)]

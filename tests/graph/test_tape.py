@@ -1,53 +1,19 @@
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles.awkward_nets import AWKWARD, Awkward
-from oracles.families import FAMILIES
+from oracles.families import NETS
+from oracles.taped import batch, double_twin, image, relative, taped, vjp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pullback.encoders.twin import read_logits, twin
+from pullback.encoders.twin import read_logits
 from pullback.errors import EncoderError
-from pullback.graph import INPUT, Point, Tape, plain_autograd, record
-
-NETS: dict[str, Callable[[], nn.Module]] = {**AWKWARD, **FAMILIES}
-
-
-def double_twin(name: str) -> nn.Module:
-    return twin(NETS[name]()).double()
-
-
-def batch(name: str, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(2, *NETS[name].input_shape, generator=generator, dtype=torch.float64)
-    return x + 1 - x.mean()  # the same branch of the branching network whatever the seed
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm().clamp_min(1e-300))
-
-
-def vjp(function: Callable[[Tensor], Tensor], x: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The value of `function` at `x`, and a cotangent (default: a random one) pulled back by autograd."""
-    with torch.enable_grad():
-        leaf = x.detach().clone().requires_grad_()
-        value = function(leaf.clone())
-        if w is None:
-            w = torch.randn(value.shape, generator=torch.Generator().manual_seed(5), dtype=value.dtype)
-        (pulled,) = torch.autograd.grad(value, leaf, w, materialize_grads=True, allow_unused=True)
-    return value.detach(), pulled
-
-
-def taped(net: nn.Module, x: Tensor) -> Tape:
-    return record(net, x, read_logits)[0]
+from pullback.graph import INPUT, Point, record
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -170,16 +136,12 @@ class Residual(nn.Module):
         return (F.relu(self.conv(x)) + x).mean((2, 3))
 
 
-def image(channels: int = 3) -> Tensor:
-    return torch.randn(1, channels, 6, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-
-
 def test_a_value_with_a_way_around_it_is_no_cut() -> None:
     tape = taped(Residual().double().requires_grad_(False), image())
     names = [tape.ops[p.op].name for p in tape.cuts if p.op != INPUT]
     assert names == ["add", "mean"]
     convolution = next(Point(i, op.outputs[0]) for i, op in enumerate(tape.ops) if op.name == "convolution")
-    with pytest.raises(EncoderError, match="add.* reads a value from before the starting point"):
+    with pytest.raises(EncoderError, match=r"add.* reads a value from before the starting point"):
         tape.replay(image(), [tape.output], start=convolution)
 
 
@@ -227,19 +189,6 @@ def test_an_overwritten_input_leaves_the_callers_tensor_alone() -> None:
     assert torch.equal(leaf, image())
 
 
-def test_what_a_network_computes_under_no_grad_has_no_derivative() -> None:
-    class Scaled(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.no_grad():
-                scale = x.abs().mean()
-            return (x / scale).flatten(1)
-
-    tape = taped(Scaled(), image())
-    _, expected = vjp(Scaled(), image())
-    _, pulled = vjp(lambda x: tape.replay(x, [tape.output])[0], image())
-    assert relative(pulled, expected) < 1e-12
-
-
 @pytest.mark.parametrize(
     ("function", "depends"),
     [
@@ -259,82 +208,6 @@ def test_dependence_on_the_numbers_of_the_image(function: Callable[[Tensor], Ten
             return function(x).flatten(1)
 
     assert taped(Net(), image()).data_dependent is depends
-
-
-@pytest.mark.parametrize(
-    ("name", "function"),
-    [("custom_backward", "_SwishBackward"), ("straight_through", "_QuantizeBackward"), ("backward_hooks", None)],
-)
-def test_a_backward_pass_of_ones_own_is_named(name: str, function: str | None) -> None:
-    notes = taped(double_twin(name), batch(name)).notes
-    assert [function in note for note in notes] == ([True] if function else [])
-
-
-def test_straight_through_rounding_has_the_derivative_of_rounding() -> None:
-    net = double_twin("straight_through")
-    tape = taped(net, batch("straight_through"))
-    _, own = vjp(net, batch("straight_through"))
-    _, pulled = vjp(lambda x: tape.replay(x, [tape.output])[0], batch("straight_through"))
-    assert float(own.norm()) > 0
-    assert float(pulled.norm()) == 0
-
-
-def test_the_reentrant_kind_of_checkpoint_is_differentiated_through() -> None:
-    name = "checkpointed_reentrant"
-    _, expected = vjp(twin(AWKWARD["checkpointed"]()).double(), batch(name))
-    tape = taped(double_twin(name), batch(name))
-    _, pulled = vjp(lambda x: tape.replay(x, [tape.output])[0], batch(name))
-    assert relative(pulled, expected) < 1e-12
-
-
-class Counts(nn.Module):
-    """Keeps a count of its runs in a buffer, and uses it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("runs", torch.zeros(2, dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.runs[:1] += 1
-        return (x * self.runs.sum()).flatten(1)
-
-
-def test_a_replay_begins_with_the_state_that_the_run_began_with() -> None:
-    net = Counts()
-    for runs in (1, 2):
-        tape = taped(net, image())
-        for _ in range(2):
-            assert torch.equal(tape.replay(image(), [tape.output])[0], runs * image().flatten(1))
-    assert float(net.runs[0]) == 2
-
-
-class Draws(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.unused, self.noise = nn.Dropout(), nn.Dropout2d()
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.unused(x)
-        return self.noise(x).flatten(1)
-
-
-def test_random_draws_on_the_way_to_the_output_are_named() -> None:
-    tape = taped(Draws().train(), image())
-    assert [draw.split(" in ")[1] for draw in tape.draws] == ["noise"]
-    assert "draws random numbers" in tape.notes[0]
-    assert taped(Draws().eval(), image()).draws == ()
-
-
-@pytest.mark.parametrize("compile", [torch.jit.script, lambda net: torch.jit.trace(net, image())])
-def test_scripted_and_traced_networks(compile: Callable[[nn.Module], nn.Module]) -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()).double().eval().requires_grad_(False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        tape = taped(twin(compile(net)), image())
-    value, pulled = vjp(net, image())
-    again, repulled = vjp(lambda x: tape.replay(x, [tape.output])[0], image())
-    assert relative(again, value) < 1e-12
-    assert relative(repulled, pulled) < 1e-12
 
 
 def test_rules_stand_in_for_operations() -> None:
@@ -375,107 +248,3 @@ def test_a_module_that_hands_its_input_on_returns_the_value_made_before() -> Non
     [point] = tape.returned_by("hand_on")
     assert tape.ops[point.op].name == "sin"
     assert torch.equal(tape.replay(image(), [point])[0], image().sin())
-
-
-# ---- what recording leaves behind ---------------------------------------------------------------------------------
-
-
-class Fails(nn.Module):
-    def __init__(self, error: BaseException) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 1)
-        self.error = error
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.conv(x)
-        torch.rand(3)
-        raise self.error
-
-
-@contextmanager
-def nothing() -> Iterator[None]:
-    yield
-
-
-def global_state() -> tuple[Any, ...]:
-    return (
-        torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"),
-        torch.get_default_dtype(), torch.utils._python_dispatch._get_current_dispatch_mode(),
-        torch.random.get_rng_state().tolist(),
-    )  # fmt: skip
-
-
-SCOPES: dict[str, Callable[[], Any]] = {
-    "plain": nothing,
-    "no_grad": torch.no_grad,
-    "inference_mode": torch.inference_mode,
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-}
-
-
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("error", [None, RuntimeError("broken\nin two lines"), KeyboardInterrupt(), ValueError()])
-def test_recording_leaves_no_trace(scope: str, error: BaseException | None) -> None:
-    net = double_twin("train_mode") if error is None else Fails(error).double().requires_grad_(False)
-    x = torch.zeros(1, 3, 32, 32, dtype=torch.float64)
-    with SCOPES[scope]():
-        before = global_state()
-        if error is None:
-            tape, leaf, logits = record(net, x)
-            assert leaf.requires_grad
-            assert logits.requires_grad
-            assert logits.dtype == torch.float64
-            assert not any(c.is_inference() for c in tape.constants.values())
-        elif isinstance(error, KeyboardInterrupt):
-            with pytest.raises(KeyboardInterrupt):
-                record(net, x)
-        else:
-            with pytest.raises(EncoderError, match=r"\(1, 3, 32, 32\).*float64.*(broken|no message)") as raised:
-                record(net, x)
-            assert raised.value.__cause__ is error
-            assert "\n" not in str(raised.value)
-        assert global_state() == before
-    hooks = [h for m in net.modules() for h in (*m._forward_hooks, *m._forward_pre_hooks)]
-    assert hooks == []
-
-
-def test_the_output_must_come_from_the_input() -> None:
-    class Constant(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.kept
-
-    net = Constant()
-    net.kept = torch.ones(1, 2)
-    with pytest.raises(EncoderError, match="does not come from a tensor operation"):
-        record(net, image())
-
-
-def test_plain_autograd_lifts_every_switch() -> None:
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        state = torch.random.get_rng_state()
-        with plain_autograd(torch.device("cpu")):
-            x = torch.ones(2, 2, requires_grad=True)
-            torch.rand(5)
-            assert (x @ x).dtype == torch.float32
-            assert (x @ x).requires_grad
-        assert torch.is_inference_mode_enabled()
-        assert torch.equal(torch.random.get_rng_state(), state)
-
-
-def test_recording_does_not_load_the_compiler() -> None:
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, torch; from torch import nn; from pullback.graph import record;"
-        "record(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten()).requires_grad_(False), torch.zeros(1, 3, 4, 4));"
-        "print('torch._dynamo' in sys.modules)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
-    assert run.stdout.strip() == "False"
-
-
-def test_awkward_networks_are_built_the_same_each_time() -> None:
-    awkward: Awkward = AWKWARD["plain"]
-    a, b = awkward().state_dict(), awkward().state_dict()
-    assert all(torch.equal(a[k], b[k]) for k in a)

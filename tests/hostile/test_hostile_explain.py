@@ -1,167 +1,29 @@
-"""`pullback explain` on all that can go wrong: the right result, or one clear line and exit status 2; nothing half-written."""
+"""`pullback explain` on all that can be wrong with its input: the right result, or one clear line and exit status 2."""
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import pickle
 import re
-import shutil
-import signal
 import struct
-import subprocess
-import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from oracles.small_nets import image, small_encoder
+from oracles.command import SPEC, Run, bytes_in, outputs, picture, record, saved
 from PIL import Image
 from safetensors.torch import save_file
 
 import pullback.explain.run
-from pullback.cli import main
-from pullback.explain import explain
-from pullback.explain.options import SECONDS
-from pullback.inversion import Correctors, Inverter
-
-SPEC = "module:hostile_tiny_net:factory"
-NET = '''
-import torch
-from torch import nn
-from torch.nn import functional as F
-
-
-class Tiny(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.level1, self.level2 = nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 8, 3, 2, 1)
-        self.gate1, self.gate2, self.fc = nn.ReLU(), nn.ReLU(), nn.Linear(8, 3)
-
-    def forward(self, x):
-        return self.fc(self.gate2(self.level2(self.gate1(self.level1(x)))).mean((2, 3)))
-
-
-class OtherNet(Tiny):
-    def __init__(self):
-        super().__init__()
-        self.level2 = nn.Conv2d(6, 9, 3, 2, 1)
-
-
-def factory():
-    return Tiny()
-
-
-def perceptron():
-    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3))
-
-
-def broken():
-    raise RuntimeError("no luck today")
-'''
-TINY = ["--encoder", SPEC, "--stages", "gate1,gate2", "--preprocessing", "size=32;resize=32;mean=0.5;std=0.25"]
-
-
-class Ran(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The one line that says what is wrong; all else on stderr is progress."""
-        lines = self.err.splitlines()
-        told = [line for line in lines if line.startswith("pullback: ")]
-        assert told == lines[-1:], self.err
-        assert "Traceback" not in self.err and "Warning" not in self.err and "unexpected" not in told[0]
-        return told[0]
-
-
-Run = Callable[..., Ran]
-
-
-@pytest.fixture(autouse=True)
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network of the user's own beside the working folder, and no time at all for the iterative inverses."""
-    (tmp_path / "hostile_tiny_net.py").write_text(NET)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "hostile_tiny_net", raising=False)
-    monkeypatch.setitem(SECONDS, "draft", 1e-6)
-    monkeypatch.delenv("PULLBACK_TRACEBACK", raising=False)
-    monkeypatch.setenv("COLUMNS", "4000")
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """run(...): the real command into the folder `out`, with the tiny network where no other is named."""
-
-    def with_arguments(*arguments: object) -> Ran:
-        words = ["explain", "--out", "out", "--quality", "draft", *TINY, *map(os.fspath, arguments)]
-        with pytest.raises(SystemExit) as left:
-            main(words)
-        assert isinstance(left.value.code, int)
-        assert_whole(tmp_path)
-        return Ran(left.value.code, *capsys.readouterr())
-
-    return with_arguments
-
-
-def assert_whole(folder: Path) -> None:
-    """No half-written file anywhere, and every report with its panel and its record."""
-    names = {p for p in folder.rglob("*") if p.is_file()}
-    assert not [p for p in names if p.suffix == ".part" or p.name.startswith((".", "tmp"))]
-    for record in folder.rglob("out/*.json"):
-        assert json.loads(record.read_text(encoding="utf-8"))["schema"] == 1
-        assert {record.with_suffix(".html"), record.with_suffix(".png")} <= names
-    for panel in folder.rglob("out/*.png"):
-        with Image.open(panel) as opened:
-            opened.load()
-        assert panel.with_suffix(".json") in names
-    for page in folder.rglob("out/*.html"):
-        assert page.read_text(encoding="utf-8").endswith("</html>\n")
-        assert page.name == "index.html" or page.with_suffix(".json") in names
-
-
-def outputs(folder: Path = Path("out")) -> list[str]:
-    return sorted(os.listdir(folder)) if folder.is_dir() else []
-
-
-def record(stem: str) -> dict[str, Any]:
-    return json.loads(Path("out", f"{stem}.json").read_text(encoding="utf-8"))
-
-
-def picture(size: tuple[int, int] = (40, 36), seed: int = 0) -> Image.Image:
-    """A smooth coloured picture of (width, height)."""
-    noise = np.random.default_rng(seed).integers(0, 256, (6, 5, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
-
-
-def saved(name: str, made: Image.Image | None = None, **options: Any) -> str:
-    Path(name).parent.mkdir(parents=True, exist_ok=True)
-    (made or picture()).save(name, **options)
-    return name
-
-
-def bytes_in(name: str, content: bytes) -> str:
-    Path(name).write_bytes(content)
-    return name
-
+from pullback.inversion import Correctors
 
 # ---- pictures -----------------------------------------------------------------------------------------------------
-
-
-def rotated(orientation: int) -> str:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return saved(f"exif{orientation}.png", exif=exif)
 
 
 def sixteen_bits() -> str:
@@ -192,8 +54,8 @@ def bomb() -> str:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = struct.pack(">IIBBBBB", 30000, 30000, 8, 0, 0, 0, 0)
-    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
-    return bytes_in("bomb.png", content)
+    chunks = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(100))), chunk(b"IEND", b"")
+    return bytes_in("bomb.png", b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
 
 
 def truncated() -> str:
@@ -245,19 +107,20 @@ def test_an_odd_picture_is_explained(case: str, run: Run) -> None:
     assert all(stage[kind] for stage in told["spectrum"] for kind in ("blind", "wiener", "cascade"))
 
 
-@pytest.mark.parametrize("orientation", range(2, 9))
-def test_a_picture_stored_on_its_side_is_explained_upright(orientation: int, run: Run) -> None:
-    upright = Path(saved("upright.png"))
-    assert run(upright).status == 0
-    turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}[orientation]  # Pillow's transpose that stores it so
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    saved("turned.png", picture().transpose(Image.Transpose(turn)), exif=exif)
-    assert run("turned.png").status == 0
-    turned, straight = record("turned"), record("upright")
-    assert turned["image"]["digest"] == straight["image"]["digest"]
-    assert turned["classes"] == straight["classes"]
-    assert f"EXIF orientation {orientation}" in " ".join(turned["notes"])
+def test_a_picture_stored_on_its_side_is_explained_upright(run: Run) -> None:
+    turns = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # orientation -> Pillow's transpose that stores it so
+    saved("in/upright.png")
+    for orientation, turn in turns.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        saved(f"in/{orientation}.png", picture().transpose(Image.Transpose(turn)), exif=exif)
+    assert run("in").status == 0
+    straight = record("upright")
+    for orientation in turns:
+        turned = record(str(orientation))
+        assert turned["image"]["digest"] == straight["image"]["digest"]
+        assert turned["classes"] == straight["classes"]
+        assert f"EXIF orientation {orientation}" in " ".join(turned["notes"])
 
 
 BAD: dict[str, tuple[Callable[[], str], str]] = {
@@ -307,14 +170,11 @@ def test_every_awkward_file_of_the_data_folder(data: Path, run: Run) -> None:
     assert ran.status == 2
     assert f"{len(broken)} of {len(files)} pictures could not be explained" in ran.error
     done = {Path(name).stem for name in outputs() if name.endswith(".json")}
-    assert done == {
-        p.name.replace(".", "-") if p.stem == "photo" else p.stem for p in files if p.stem not in broken
-    }
+    assert done == {p.name.replace(".", "-") if p.stem == "photo" else p.stem for p in files if p.stem not in broken}
     for stem in broken:
         assert f"<bdi>{stem}</bdi>" in Path("out/index.html").read_text()
-    upright = {record(f"exif_orientation_{n}")["image"]["size"][0] for n in (2, 3, 6)}
-    assert upright == {32}
-    assert record("plain")["image"]["digest"] == record("png_named_as")["image"]["digest"] or True
+    turned = [[c["probability"] for c in record(f"exif_orientation_{n}")["classes"]] for n in (2, 3, 6)]
+    assert turned[1] == pytest.approx(turned[0], abs=0.01) and turned[2] == pytest.approx(turned[0], abs=0.01)
 
 
 def test_file_and_class_names_with_html_are_shown_as_text(run: Run) -> None:
@@ -336,12 +196,14 @@ def test_file_and_class_names_with_html_are_shown_as_text(run: Run) -> None:
     for page in pages:
         text, parser = page.read_text(), Tags()
         parser.feed(text)
-        assert not [tag for tag, _ in parser.tags if tag in ("script", "b onerror", "iframe", "object")]
+        assert not [tag for tag, _ in parser.tags if tag in ("script", "iframe", "object", "form", "link")]
         for tag, attributes in parser.tags:
             assert not [key for key, _ in attributes if key.startswith("on")]
             assert tag != "img" or (dict(attributes)["src"] or "").startswith("data:")
         assert ("&lt;script&gt;alert(1)&lt;/script&gt;" in text) or page.name == "index.html"
-        assert "{{ 7 * 7 }}" in text or "&amp;lt;b&amp;gt;" not in text
+        assert (
+            "&amp;lt;b&amp;gt; {{ 7 * 7 }}" in text or page.name == "index.html"
+        )  # no template of ours, nor an entity
     assert "&gt;&lt;img src=x onerror=alert(1)&gt;" in Path("out/index.html").read_text()
     assert {c["name"] for c in record("other")["classes"]} == set(Path("names.txt").read_text().splitlines())
 
@@ -368,7 +230,7 @@ def test_a_mask_beside_a_picture_stored_on_its_side(orientation: int, drawn_on: 
     exif[0x0112] = orientation
     saved("turned.png", picture().transpose(turn), exif=exif)
     stored = drawn_on == "the stored pixels"
-    options = {"exif": exif} if stored and orientation == 3 else {}  # of the same size either way: only its own tag tells
+    options = {"exif": exif} if stored and orientation == 3 else {}  # the same size either way: only its own tag tells
     saved("turned_mask.png", mask().transpose(turn) if stored else mask(), **options)
     assert run("turned.png", "--mask", "turned_mask.png").status == 0
     found, expected = record("turned"), record("upright")
@@ -454,7 +316,7 @@ def correctors(*channels: int) -> str:
 
 WRONG: dict[str, tuple[Callable[[], list[str]], str]] = {
     "weights of another network": (lambda: ["--weights", weights("other.safetensors", state("OtherNet"))], "level2.bias is (9)"),
-    "weights with other names": (lambda: ["--weights", weights("o.safetensors", {"conv": torch.ones(3)})], "missing fc.bias"),
+    "weights with other names": (lambda: ["--weights", weights("o.safetensors", {"conv": torch.ones(3)})], "unexpected conv"),
     "truncated weights": (lambda: ["--weights", cut_off()], "cut.safetensors is no whole safetensors file"),
     "weights that are text": (lambda: ["--weights", bytes_in("t.safetensors", b"{}")], "t.safetensors is no whole"),
     "weights with a NaN": (lambda: ["--weights", with_nan()], "nan.safetensors: fc.weight holds 1 NaN"),
@@ -489,7 +351,7 @@ WRONG: dict[str, tuple[Callable[[], list[str]], str]] = {
     "correctors that are a folder": (lambda: ["--correctors", "."], "correctors file . does not exist"),
     "no correctors": (lambda: ["--correctors", "none.safetensors"], "none.safetensors does not exist"),
     "no such quality": (lambda: ["--quality", "best"], "best"),
-    "an output folder below a file": (lambda: ["--out", bytes_in("file", b"kept") + "/out"], "a file stands where a folder is needed"),
+    "an output folder below a file": (lambda: ["--out", bytes_in("file", b"kept") + "/out"], "a file stands where"),
     "an output folder that is a file": (lambda: ["--out", bytes_in("file", b"kept")], "output folder file cannot be used"),
     "an output folder that nobody may make": (lambda: ["--out", "/proc/out"], "output folder /proc/out cannot be used"),
     "too long an output name": (lambda: ["--out", "n" * 300], "choose a shorter name"),
@@ -500,7 +362,7 @@ WRONG: dict[str, tuple[Callable[[], list[str]], str]] = {
 def test_a_wrong_option_is_one_line_before_any_work(
     case: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pullback.explain.run, "explain", None)  # a picture that is begun would be an unexpected error
+    monkeypatch.setattr(pullback.explain.run, "explain", None)  # a picture that is begun would be a fault, status 1
     make, words = WRONG[case]
     saved("folder/a.png"), saved("folder/b.png", picture(seed=1))
     options = make()
@@ -511,267 +373,3 @@ def test_a_wrong_option_is_one_line_before_any_work(
         assert words in ran.error
     assert words in ran.err
     assert sorted(p for p in tmp_path.rglob("*") if "__pycache__" not in p.parts) == before
-
-
-# ---- disks and interrupts -----------------------------------------------------------------------------------------
-
-
-def stop_at(count: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The `count`-th sync of a file fails: 1 is the probe of the output folder, then three for each picture."""
-    left = iter(range(count - 1))
-    real = os.fsync
-
-    def fsync(descriptor: int) -> None:
-        if next(left, None) is None:
-            raise error
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-
-
-def full() -> OSError:
-    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@pytest.fixture
-def explained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the pictures that are really explained, in order."""
-    names: list[str] = []
-
-    def counted(*arguments: Any, **options: Any) -> Any:
-        names.append(options["file_name"])
-        return explain(*arguments, **options)
-
-    monkeypatch.setattr(pullback.explain.run, "explain", counted)
-    return names
-
-
-@pytest.fixture
-def folder() -> Path:
-    for n, name in enumerate(("a", "b", "c")):
-        saved(f"in/{name}.png", picture(seed=n))
-    return Path("in")
-
-
-WHOLE_A = ["a.html", "a.json", "a.png"]
-
-
-@pytest.mark.parametrize("count", range(1, 8))
-def test_a_full_disk_is_one_line_and_keeps_what_is_whole(
-    count: int, folder: Path, explained: list[str], run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as disk:
-        stop_at(count, full(), disk)
-        ran = run(folder)
-    assert (ran.status, ran.out) == (2, "")
-    assert "No space left on device; free some space" in ran.error
-    assert "folder out" in ran.error if count == 1 else re.search(r"out/[ab]\.(html|png|json) cannot", ran.error)
-    assert outputs() == (WHOLE_A if count > 4 else [])
-    assert Path("out").exists() is (count > 4)
-    explained.clear()
-    if count in (1, 5):
-        assert run(folder).status == 0
-        assert explained == (["b.png", "c.png"] if count > 4 else ["a.png", "b.png", "c.png"])
-
-
-def test_a_disk_that_is_really_full(run: Run) -> None:
-    """A tmpfs that holds the page but not the panel."""
-    Path("small").mkdir()
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", "small"], capture_output=True, check=False
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("a small tmpfs cannot be mounted here")
-    try:
-        ran = run(saved("p.png"), "--out", "small/out")
-        assert ran.status == 2
-        assert "small/out/p." in ran.error and "No space left on device" in ran.error
-        assert outputs(Path("small")) == []
-    finally:
-        subprocess.run(["umount", "small"], check=True)
-
-
-@pytest.mark.parametrize("moment", ["stage 1: blind", "stage 2: wiener", "certificates", "page", "panel", "record"])
-def test_an_interrupt_in_the_second_picture_leaves_the_first_and_the_next_run_carries_on(
-    moment: str, folder: Path, explained: list[str], run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patched:
-        if moment in ("page", "panel", "record"):
-            stop_at(5 + ("page", "panel", "record").index(moment), KeyboardInterrupt(), patched)
-        else:
-            from pullback.cli.progress import Progress
-
-            advance = Progress.advance
-
-            def pressed(self: Progress, n: int = 1, description: str | None = None) -> None:
-                if description == f"b, {moment}":
-                    raise KeyboardInterrupt
-                advance(self, n, description)
-
-            patched.setattr(Progress, "advance", pressed)
-        ran = run(folder)
-    assert (ran.status, ran.out) == (130, "")
-    assert "interrupted: what is finished stays" in ran.err and "Traceback" not in ran.err
-    assert outputs() == WHOLE_A
-    kept = {name: Path("out", name).read_bytes() for name in WHOLE_A}
-    assert explained == ["a.png", "b.png"]
-
-    explained.clear()
-    again = run(folder)
-    assert (again.status, again.out) == (0, "out/index.html\n")
-    assert explained == ["b.png", "c.png"] and "a: done before" in again.err
-    assert {name: Path("out", name).read_bytes() for name in WHOLE_A} == kept
-    assert len(outputs()) == 10
-
-    explained.clear()
-    assert run(folder).status == 0
-    assert explained == []
-    assert run(folder, "--target", "1").status == 0  # another question is another run
-    assert explained == ["a.png", "b.png", "c.png"]
-    explained.clear()
-    assert run(folder, "--target", "1", "--overwrite").status == 0
-    assert explained == ["a.png", "b.png", "c.png"]
-
-
-@pytest.mark.parametrize("count", [2, 3, 4])
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), full()], ids=["interrupt", "full disk"])
-def test_a_rewrite_that_stops_leaves_the_old_report_whole(
-    count: int, error: BaseException, explained: list[str], run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Never the page of one run beside the record of another, which the next run would take for its own."""
-    saved("p.png")
-    assert run("p.png", "--target", "0").status == 0
-    before = {name: Path("out", name).read_bytes() for name in outputs()}
-    with monkeypatch.context() as patched:
-        stop_at(count, error, patched)
-        assert run("p.png", "--target", "1").status == (2 if isinstance(error, OSError) else 130)
-    assert {name: Path("out", name).read_bytes() for name in outputs()} == before
-    explained.clear()
-    assert run("p.png", "--target", "0").status == 0
-    assert explained == []
-
-
-def test_an_interrupt_between_two_renames_leaves_none(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved("p.png")
-    assert run("p.png", "--target", "0").status == 0
-    replace, left = Path.replace, iter(range(1))
-
-    def interrupted(self: Path, target: Path) -> Path:
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        return replace(self, target)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "replace", interrupted)
-        with pytest.raises(SystemExit):
-            main(["explain", "p.png", "--out", "out", "--quality", "draft", *TINY, "--target", "1"])
-    assert outputs() == ["p.json", "p.png"]  # the page of the new run is gone; without it, nothing counts as done
-    assert run("p.png", "--target", "0").status == 0
-    assert record("p")["target"]["index"] == 0
-    assert "class 0" in Path("out/p.html").read_text()
-
-
-# ---- in a process of its own --------------------------------------------------------------------------------------
-
-PROGRAM = """
-import sys
-from pullback.explain.options import SECONDS
-SECONDS["draft"] = 1e-6
-from pullback.cli import main
-main(sys.argv[1:])
-"""
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-c", PROGRAM, "explain", "--out", "out", "--quality", "draft", *TINY, *arguments]
-
-
-def test_a_real_interrupt(tmp_path: Path) -> None:
-    for n in range(40):
-        saved(f"in/{n}.png", picture(seed=n))
-    running = subprocess.Popen(command("in"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert running.stderr is not None
-    told = []
-    for line in running.stderr:
-        told.append(line)
-        if "] 2, stage 1" in line:
-            running.send_signal(signal.SIGINT)
-            break
-    out, rest = running.communicate(timeout=60)
-    assert (running.returncode, out) == (130, "")
-    assert "Traceback" not in "".join(told) + rest and "interrupted: what is finished stays" in rest
-    assert_whole(tmp_path)
-    assert {"0.json", "1.json"} <= set(outputs())
-    assert "index.html" not in outputs()
-
-
-def test_file_names_that_are_no_text_come_through(tmp_path: Path) -> None:
-    """What is printed names the page that was written, byte for byte, whatever the terminal's encoding."""
-    name = os.fsdecode(b"caf\xe9.png")
-    try:
-        saved("plain.png")
-        Path("plain.png").rename(name)
-    except OSError:
-        pytest.skip("this disk takes no such name")
-    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
-    ran = subprocess.run(command(name), capture_output=True, env=environment, check=False, timeout=60)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout == b"out/caf\xe9.html\n"
-    assert os.path.isfile(b"out/caf\xe9.html") and b"Traceback" not in ran.stderr  # noqa: PTH113 - a name in bytes
-    assert_whole(tmp_path)
-
-
-def test_a_clear_error_of_the_real_program(tmp_path: Path) -> None:
-    ran = subprocess.run(command("none.jpg"), capture_output=True, text=True, check=False, timeout=60)
-    assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr == "pullback: none.jpg does not exist: check the name\n"
-    assert not Path("out").exists()
-
-
-# ---- the caller's modes -------------------------------------------------------------------------------------------
-
-
-def everything() -> Iterator[torch.Tensor]:
-    """All that a caller can ask for, from the network to the report, in a fixed order."""
-    encoder = small_encoder().to(dtype=torch.float32)
-    x = image().float()
-    yield from (encoder.features(x, 2), encoder.logits(x), encoder.features(torch.stack([x, -x])))
-    with encoder.jacobian(x, 2) as j:
-        yield from (j.mv(x), j.vm(j.mv(x)), j.vm(torch.stack([j.value, -j.value])), j.bias())
-    for method, mode in (
-        ("cascade", "additive"), ("cascade", "fused"), ("cascade", "frozen"), ("vjp", "frozen"), ("wiener", "frozen"),
-        ("blind", "frozen"),
-    ):  # fmt: skip
-        with Inverter(encoder, method, mode, **({"steps": 4} if method in ("wiener", "blind") else {}))(x) as inv:
-            for shown in (inv.stage(2), inv.from_features(2 * inv.features(2), 2)):
-                yield from (shown.tensor, shown.null)
-            yield from (inv.logits, inv.alpha(1), inv.image)
-            if method == "blind":
-                continue
-            whole = inv.cls(1)
-            yield from (inv.channel(2, 3).tensor, whole.full.tensor, whole.positive.tensor, whole.saliency())
-            yield from (pictures for _, pictures in inv.channels(3))
-            yield inv.certificate(1, unit=(0, 2, 2)).field
-            if method != "wiener":
-                yield inv.scalar(lambda f: f.square().sum()).tensor
-    told = explain(
-        encoder, x, picture=picture((16, 16)), file_name="x", origin="a test", digest="0", quality="draft",
-        mask=torch.ones(16, 16),
-    )  # fmt: skip
-    for stage in told.spectrum:
-        for shown in (stage.blind, stage.wiener, stage.cascade):
-            assert shown is not None
-            yield shown.tensor
-    assert told.class_picture is not None and told.saliency is not None
-    yield from (told.class_picture.full.tensor, told.saliency, *(c.picture.tensor for c in told.channels))
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_the_callers_gradient_mode_changes_no_bit(mode: Callable[[], Any]) -> None:
-    expected = list(everything())
-    with mode():
-        found = list(everything())
-    assert len(found) == len(expected) > 80
-    for n, (a, b) in enumerate(zip(found, expected, strict=True)):
-        assert torch.equal(a, b), n
-        assert not a.requires_grad and not b.requires_grad

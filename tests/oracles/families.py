@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from oracles.awkward_nets import Shape, settled
+from oracles.awkward_modules import settled
+from oracles.awkward_nets import AWKWARD, Awkward, Shape
 from torch import Tensor, nn
 
 from pullback.encoders.torchvision_ops import import_timm, import_torchvision
@@ -90,3 +91,5 @@ FAMILIES: dict[str, Family] = {
     "shufflenet": Family(_torchvision("shufflenet_v2_x0_5"), True),
     "hybrid": Family(Hybrid, False),
 }
+
+NETS: dict[str, Awkward | Family] = {**AWKWARD, **FAMILIES}

@@ -34,14 +34,18 @@ def photograph(module: nn.Module) -> dict[str, Any]:
 
 
 def switches() -> dict[str, Any]:
-    """The global state of torch, numpy and Python that a library could leave changed."""
+    """The global state of torch, numpy and Python that a library could leave changed, the generators that nobody should use too."""
     return {
         "torch generator": torch.random.get_rng_state().tolist(),
-        "numpy generator": str(np.random.get_state()),  # noqa: NPY002: to see that nobody uses it
+        "numpy generator": str(np.random.get_state()),  # noqa: NPY002
         "python generator": random.getstate(),
         "grad": torch.is_grad_enabled(),
         "inference": torch.is_inference_mode_enabled(),
-        "autocast": (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled()),
+        "autocast": (
+            torch.is_autocast_enabled("cpu"),
+            torch.get_autocast_dtype("cpu"),
+            torch.is_autocast_cache_enabled(),
+        ),
         "default dtype": torch.get_default_dtype(),
         "default device": torch.get_default_device(),
         "threads": torch.get_num_threads(),

@@ -20,8 +20,7 @@ from pullback.encoders.splitting import Boundary, find, split
 from pullback.encoders.stages import Head, Stage, describe_head, describe_stages, stage_table
 from pullback.encoders.twin import read_logits, twin
 from pullback.errors import ClassError, EncoderError, ImageError, NumericsError, StageError
-from pullback.graph import Point, Tape, plain_autograd, record
-from pullback.graph.tape import Rule
+from pullback.graph import Point, Rule, Tape, plain_autograd, record
 from pullback.images import load_image
 from pullback.operator import Jacobian
 
@@ -228,7 +227,7 @@ class Encoder:
     def to(self, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Encoder:
         """The same encoder on another device or in another floating-point type (a copy)."""
         with torch.inference_mode(False):
-            moved = copy.deepcopy(self.module).to(device=device, dtype=dtype)
+            moved = twin(self.module).to(device=device, dtype=dtype)
         return Encoder(
             moved,
             name=self.name,

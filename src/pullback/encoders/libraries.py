@@ -17,6 +17,7 @@ from torch import nn
 from pullback.encoders.cards import bare_card, timm_card, torchvision_card
 from pullback.encoders.preprocessing import Preprocessing
 from pullback.encoders.torchvision_ops import import_timm, import_torchvision, mended
+from pullback.encoders.twin import twin
 from pullback.encoders.weights import Checkpoint
 from pullback.errors import EncoderError
 
@@ -161,7 +162,7 @@ def _module(spec: str, rest: str) -> Source:
             raise EncoderError(
                 f"{spec} returned {type(module).__name__}: expected a function that returns a torch.nn.Module"
             )
-        return module
+        return twin(module)  # the factory may hand out one and the same network, which is the user's
 
     def card(module: nn.Module, downloaded: bool) -> Preprocessing:
         return bare_card(module, getattr(factory, "input_size", getattr(module, "input_size", None)))

@@ -1,4 +1,4 @@
-"""Where a network splits into stages: single-tensor cuts at the ends of its resolution levels (design page, "How a network is split")."""
+"""Where a network splits into stages: single-tensor cuts at the ends of its resolution levels."""
 
 from __future__ import annotations
 
@@ -152,8 +152,9 @@ def name_of(tape: Tape, p: Point, after: int = INPUT) -> str:
     op = tape.ops[p.op]
     before = [c for c in tape.calls if c.end <= p.op + 1 and c.module and c.module != op.module]
     last = max(before, key=lambda c: (c.end, -c.start)) if before else None
-    which = [i for i in tape.live if (last.end if last else 0) <= i <= p.op and tape.ops[i].name == op.name]
-    name = op.name if len(which) == 1 and last else f"{op.name}#{len(which)}"
+    since = last.end if last else 0
+    count = sum(since <= i <= p.op and tape.ops[i].name == op.name for i in tape.live)
+    name = op.name if count == 1 and last else f"{op.name}#{count}"
     return f"{name} after {last.module}" if last else name
 
 

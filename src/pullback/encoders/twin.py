@@ -1,4 +1,4 @@
-"""The twin of the user's module: a frozen copy in eval mode that shares its parameters' storage, so that the original is never touched."""
+"""The twin of the user's module: a frozen copy in eval mode, on shared parameters, so that the original is never touched."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pullback.errors import EncoderError
 
@@ -36,7 +37,7 @@ def twin(module: nn.Module) -> nn.Module:
     with torch.inference_mode(False), torch.no_grad():
         memo: dict[int, Any] = {}
         for parameter in module.parameters():
-            if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+            if is_lazy(parameter):
                 raise EncoderError(
                     "the network has lazy modules without parameters yet; run it once on an example image first"
                 )
@@ -56,10 +57,11 @@ def twin(module: nn.Module) -> nn.Module:
                 " from its attributes, or pass a module that can be deep-copied"
             ) from error
         for parent in copied.modules():
-            parent._compiled_call_impl = None  # type: ignore[assignment]
-            for name, child in list(parent._modules.items()):
-                if child is not None and unwrap(child) is not child:
-                    setattr(parent, name, unwrap(child))
+            parent._compiled_call_impl = None
+            children = {name: child for name, child in parent._modules.items() if child is not None}
+            for name, child in children.items():
+                if (inner := unwrap(child)) is not child:
+                    setattr(parent, name, inner)
     copied = unwrap(copied).eval()
     for parameter in copied.parameters():
         parameter.requires_grad_(False)
@@ -68,7 +70,7 @@ def twin(module: nn.Module) -> nn.Module:
 
 
 def read_logits(output: Any) -> Tensor:
-    """The tensor of class scores in a module's output: itself, `.logits`, a mapping's "logits", or the first tensor of a sequence."""
+    """The class scores in a module's output: itself, `.logits`, a mapping's "logits", or its (a sequence's) first tensor."""
     if isinstance(output, Tensor):
         return output
     for found in (getattr(output, "logits", None), output.get("logits") if isinstance(output, Mapping) else None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -104,7 +105,7 @@ def _explain_into(folder: Path, jobs: list[_Job], options: Options, device: torc
 @contextmanager
 def _folder(path: Path) -> Iterator[Path]:
     """The output folder; one that was made here and stayed empty goes again."""
-    made = not path.exists()
+    made = not os.path.exists(path)  # noqa: PTH110 - Path.exists raises where a name is too long
     folder = output_folder(path)
     try:
         yield folder

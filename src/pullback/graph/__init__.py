@@ -2,7 +2,8 @@
 
 from pullback.graph.fields import Support, pull_support
 from pullback.graph.layout import channels_first
-from pullback.graph.tape import INPUT, Call, Op, Point, Ref, Tape, plain_autograd, record
+from pullback.graph.recording import plain_autograd, record
+from pullback.graph.tape import INPUT, Call, Op, Point, Ref, Rule, Tape
 
 __all__ = [
     "INPUT",
@@ -10,6 +11,7 @@ __all__ = [
     "Op",
     "Point",
     "Ref",
+    "Rule",
     "Support",
     "Tape",
     "channels_first",

@@ -33,11 +33,12 @@ class Support:
 
 # Linear maps with non-negative coefficients: the support of their adjoint is where the adjoint of the mask is positive.
 _NON_NEGATIVE = {
-    "view", "unsafe_view", "reshape", "reshape_alias", "permute", "transpose", "t", "slice", "select", "split", "split_with_sizes", "chunk",
-    "unbind", "cat", "stack", "expand", "squeeze", "unsqueeze", "clone", "contiguous", "alias", "constant_pad_nd",
-    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "flip", "roll", "upsample_nearest2d", "upsample_bilinear2d",
-    "upsample_nearest_exact2d", "avg_pool2d", "adaptive_avg_pool2d", "mean", "sum", "as_strided", "index_select", "repeat",
-    "to_copy", "reflection_pad2d", "replication_pad2d", "diagonal", "narrow", "unfold", "im2col", "col2im", "index", "gather",
+    "view", "unsafe_view", "reshape", "reshape_alias", "permute", "transpose", "t", "slice", "select", "split",
+    "split_with_sizes", "chunk", "unbind", "cat", "stack", "expand", "squeeze", "unsqueeze", "clone", "contiguous",
+    "alias", "constant_pad_nd", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "flip", "roll",
+    "upsample_nearest2d", "upsample_bilinear2d", "upsample_nearest_exact2d", "avg_pool2d", "adaptive_avg_pool2d",
+    "mean", "sum", "as_strided", "index_select", "repeat", "to_copy", "reflection_pad2d", "replication_pad2d",
+    "diagonal", "narrow", "unfold", "im2col", "col2im", "index", "gather",
 }  # fmt: skip
 _ELEMENTWISE = {
     "relu", "hardtanh", "sigmoid", "silu", "gelu", "hardswish", "hardsigmoid", "tanh", "leaky_relu", "elu", "celu", "selu",
@@ -59,7 +60,7 @@ _POOLED_LIKE: dict[str, Callable[..., Any]] = {
 }
 
 
-@torch.inference_mode(False)
+@torch.inference_mode(False)  # adjoints come from autograd
 def pull_support(tape: Tape, seed: Tensor, at: Point, start: Point | None = None) -> Support:
     """The support of `J^T seed` at `start` (default: the input), for a boolean `seed` of the shape of the value at `at`."""
     start = start or tape.input
@@ -178,7 +179,9 @@ def _adjoint_of(tape: Tape, op: Op, func: Callable[..., Any], out: list[Tensor])
     """Adjoint of a non-negative linear operation applied to the masks, by autograd on zeros."""
     with torch.enable_grad():
         places = {t: tape.constants[t] for t in op.inputs[1:]} if op.name in _INDEXED else {}
-        stand_in = {t: torch.zeros(tape.shapes[t], requires_grad=True) for t in dict.fromkeys(op.inputs) if t not in places}
+        stand_in = {
+            t: torch.zeros(tape.shapes[t], requires_grad=True) for t in dict.fromkeys(op.inputs) if t not in places
+        }
         given = stand_in | places
         args, kwargs = tree_map(lambda a: given[a.index] if isinstance(a, Ref) else a, (op.args, op.kwargs))
         made = [o for o in tree_iter(func(*args, **kwargs)) if isinstance(o, Tensor)]

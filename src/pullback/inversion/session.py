@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,13 +27,18 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _in_own_mode(function: Callable[P, R]) -> Callable[P, R]:
-    """Run outside the caller's inference mode and without recording a graph."""
+@contextmanager
+def _own_mode(device: torch.device) -> Iterator[None]:
+    """Outside the caller's inference mode and autocast, and without recording a graph."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
 
+
+def _in_own_mode(function: Callable[Concatenate[Inversion, P], R]) -> Callable[Concatenate[Inversion, P], R]:
     @wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.inference_mode(False), torch.no_grad():
-            return function(*args, **kwargs)
+    def run(self: Inversion, *args: P.args, **kwargs: P.kwargs) -> R:
+        with _own_mode(self.encoder.device):
+            return function(self, *args, **kwargs)
 
     return run
 
@@ -100,9 +106,12 @@ class Inversion:
         level = self._level(stage)
         opened = self._single("channels")
         method = next(self._running())
-        draw = _in_own_mode(method.channels)
-        for indices in _in_own_mode(opened.measure)(level).live.split(ROWS):
-            yield indices, self._return(draw(level, indices).own)
+        with _own_mode(self.encoder.device):
+            live = opened.measure(level).live
+        for indices in live.split(ROWS):
+            with _own_mode(self.encoder.device):
+                pictures = self._return(method.channels(level, indices).own)
+            yield indices, pictures
 
     @_in_own_mode
     def cls(self, target: int | str | None = None, *, weights: str = "w*alpha", centred: bool = False) -> ClassPicture:
