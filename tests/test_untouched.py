@@ -6,9 +6,9 @@ import random
 import sys
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -255,17 +255,19 @@ def test_the_users_module_and_every_global_switch_stay_as_they_are(name: str, ca
         CALLS[call](net)
     shares = np.random.default_rng(len(call) + len(name)).uniform(0, 1, 8)
     for n, share in enumerate(shares):
-        error = (Boom, KeyboardInterrupt)[n % 2]
-        with untouched(net), bursting(1 + int(share * calls[0]), error), pytest.raises(BaseException) as ended:
+        at, error = 1 + int(share * calls[0]), (Boom, KeyboardInterrupt)[n % 2]
+        answers = suppress(
+            Boom, KeyboardInterrupt, pb.PullbackError
+        )  # to any exception of a network, some code, with words
+        with untouched(net), bursting(at, error) as reached, answers:
             CALLS[call](net)
-            raise Boom  # calls that answer with words do not raise
-        assert ended.type in (Boom, KeyboardInterrupt, pb.PullbackError) or issubclass(ended.type, pb.PullbackError)
+        assert reached[0] >= at
 
 
 class Failing(SmallNet):
     """Fails at the forward pass whose number is in `fails_at`, which all copies share."""
 
-    runs = [0]
+    runs: ClassVar = [0]
     fails_at = 0
     error: type[BaseException] = RuntimeError
 
@@ -285,7 +287,7 @@ def test_a_network_that_fails_at_its_nth_forward_pass(
     with torch.random.fork_rng([]):
         net = Failing().train()
     monkeypatch.setattr(Failing, "error", error)
-    failed = 0
+    told = []
     for number in (1, 2, 3):
         monkeypatch.setattr(Failing, "runs", [0])
         monkeypatch.setattr(Failing, "fails_at", number)
@@ -293,22 +295,21 @@ def test_a_network_that_fails_at_its_nth_forward_pass(
             try:
                 CALLS[call](net)
             except (pb.PullbackError, KeyboardInterrupt) as ended:
-                failed += 1
-                assert isinstance(ended, KeyboardInterrupt) == (error is KeyboardInterrupt)
-    assert failed >= 1 or call == "check"
+                told.append(type(ended))
+    if error is KeyboardInterrupt:
+        assert told and set(told) == {KeyboardInterrupt}
+    else:
+        assert KeyboardInterrupt not in told and (told or call == "check")
 
 
 @pytest.mark.parametrize("call", ["from_module", "Jacobian", "cascade, frozen", "blind", "explain"])
 def test_under_the_callers_own_switches(call: str) -> None:
     """Unusual ones, which the library must neither mind nor reset."""
     net = made("in_training")
-    threads = torch.get_num_threads()
-    random.seed(5)
     try:
         torch.set_default_dtype(torch.float64)
         torch.set_float32_matmul_precision("medium")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.set_num_threads(threads + 1)
         with torch.autocast("cpu", torch.bfloat16), torch.inference_mode(), untouched(net):
             CALLS[call](net)
         with torch.no_grad(), untouched(net):
@@ -317,10 +318,9 @@ def test_under_the_callers_own_switches(call: str) -> None:
         torch.set_default_dtype(torch.float32)
         torch.set_float32_matmul_precision("highest")
         torch.use_deterministic_algorithms(False)
-        torch.set_num_threads(threads)
 
 
-def test_the_check_itself_sees_every_kind_of_change() -> None:
+def test_what_watches_here_sees_every_kind_of_change() -> None:
     def flag(net: nn.Module) -> None:
         net.layer1.conv1.weight.requires_grad_(False)
 
@@ -348,15 +348,7 @@ def test_the_check_itself_sees_every_kind_of_change() -> None:
         lambda net: torch.set_num_threads(torch.get_num_threads() + 1),
     ]
     threads = torch.get_num_threads()
-    for n, change in enumerate(changes):
-        try:
-            with (
-                pytest.raises(AssertionError, match="changed"),
-                untouched(SmallNet().eval() if n else SmallNet().eval()) as _,
-            ):
-                pass
-        except BaseException:
-            pass
+    for change in changes:
         net = SmallNet().eval()
         try:
             with pytest.raises(AssertionError, match="changed"), untouched(net):

@@ -10,7 +10,7 @@ from oracles.families import FAMILIES
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pullback.encoders.splitting import find, split
+from pullback.encoders.splitting import find, name_of, split
 from pullback.encoders.twin import read_logits, twin
 from pullback.errors import EncoderError, StageError
 from pullback.graph import Tape, record
@@ -118,6 +118,31 @@ def test_a_classifier_that_is_a_convolution_is_no_stage() -> None:
     assert drawn(net) == [("a", 4, 32, 32), ("b", 8, 16, 16)]
 
 
+def test_a_network_that_ends_in_a_map_ends_before_its_last_convolution() -> None:
+    net = _named({"a": level(3, 4, 1), "b": level(4, 8, 2), "score": nn.Conv2d(8, 5, 1)})
+    assert drawn(net) == [("a", 4, 32, 32), ("b", 8, 16, 16)]
+
+
+def test_convolutions_after_global_pooling_are_head() -> None:
+    net = _named(
+        {
+            "a": level(3, 4, 1),
+            "b": level(4, 8, 2),
+            "pool": HEAD["pool"],
+            "c": conv(8, 6, kernel=1),
+            "d": nn.Conv2d(6, 5, 1),
+        }
+    )
+    assert drawn(net) == [("a", 4, 32, 32), ("b", 8, 16, 16)]
+
+
+@pytest.mark.parametrize("side", [32, 2])
+def test_a_head_module_stays_whole_at_any_size(side: int) -> None:
+    head = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), HEAD["pool"], nn.Flatten(), HEAD["fc"])
+    net = _named({"a": level(3, 4, 1), "b": level(4, 8, 2), "head": head})
+    assert [name for name, *_ in drawn(net, (3, side, side))] == ["a", "b"]
+
+
 def test_a_level_without_parameters_is_no_stage() -> None:
     net = _named({"a": level(3, 4, 1), "p": nn.MaxPool2d(2), "q": nn.MaxPool2d(2), "b": level(4, 8, 1), **HEAD})
     assert drawn(net) == [("a", 4, 32, 32), ("b", 8, 8, 8)]
@@ -218,6 +243,12 @@ def test_a_value_rewritten_in_place_is_not_named_after_its_first_maker() -> None
 
     net = Apply(forward, a=level(3, 4, 1), b=level(4, 8, 2), fc=nn.Linear(8, 3))
     assert drawn(net)[0] == ("mul after a", 4, 32, 32)
+
+
+def test_a_value_that_its_module_goes_on_to_rewrite_is_not_named_after_it() -> None:
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True)), *HEAD.values())
+    names = [name_of(tape, p) for tape in [taped(net)] for p in tape.cuts[1:3]]
+    assert names == ["0.0", "0.1"]
 
 
 PLAIN = settled(Plain())

@@ -55,6 +55,7 @@ LINEARISED: dict[str, tuple[Callable[..., Tensor], nn.Module, str]] = {
     "largest": (lambda x, fc: fc(x.amax((2, 3))), FC, r"amax, addmm"),
     "flattened": (lambda x, fc: fc(x.flatten(1)), nn.Linear(128, 5), r"addmm"),
     "half pooled": (lambda x, fc: fc(F.avg_pool2d(x, 2).flatten(1)), nn.Linear(32, 5), r"avg_pool2d, addmm"),
+    "partly pooled": (lambda x, fc: fc(F.avg_pool2d(x, 3).flatten(1)), FC, r"avg_pool2d, addmm"),
     "pooled over the wrong axes": (lambda x, fc: fc(x.mean((1, 2))), nn.Linear(4, 5), r"mean, addmm"),
     "linear before pooling": (lambda x, fc: fc(x.permute(0, 2, 3, 1)).mean((1, 2)), FC, r"bmm, add, mean"),
     "two poolings": (lambda x, fc: fc(x.mean((2, 3)) + x.mean((2, 3))), FC, r"add, addmm"),

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.awkward_nets import SPATIAL
 from oracles.families import FAMILIES
+from oracles.steps import STEPS, Steps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -96,6 +97,8 @@ def write_into(x: Tensor) -> Tensor:
     y[:, :2] = x[:, 2:]
     y[:, 2:, 1:] = x[:, :2, :-1]
     y[:, :, :, 0].mul_(2)
+    y[:, :, 2:4] = 0
+    y[:, :, 4:5].zero_().add_(x[:, :1, 5:6])
     return y
 
 
@@ -131,6 +134,7 @@ EXACT: dict[str, Callable[[], nn.Module]] = {
     "attention": lambda: Apply(attention, nn.Linear(4, 12)),
     "dataflow of two maps": lambda: Apply(lambda x: x[:, :2] * x[:, 2:].roll(1, 3) / (2 + x[:, :2].sin())),
     "rows and columns": lambda: Apply(lambda x: x.mean(2, keepdim=True) + x.sum(3, keepdim=True)),
+    "masked fill": lambda: Apply(lambda x: x.roll(1, 3).masked_fill(torch.eye(7, 6) > 2, 0.5)),
     "stack and unbind": lambda: Apply(lambda x: torch.stack(x.unbind(3)[::-1], 3)),
     "writes through views": lambda: Apply(write_into),
     "index select": lambda: Apply(lambda x: x.index_select(1, torch.tensor([2, 0, 2]))),
@@ -199,6 +203,12 @@ def test_fields_of_random_networks(
         module, channels = layer(channels)
         modules.append(module)
     agree(randomised(nn.Sequential(*modules)), generic(1, 4, height, width), equal=True, count=4)
+
+
+@settings(max_examples=30)
+@given(steps=st.lists(st.sampled_from(STEPS), min_size=1, max_size=5))
+def test_fields_of_any_sequence_of_writes_and_views(steps: list[str]) -> None:
+    agree(randomised(Steps(steps)), generic(1, 4, 5, 5), equal=False, count=3)
 
 
 @pytest.mark.parametrize("name", [*SPATIAL, *FAMILIES])

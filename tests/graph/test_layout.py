@@ -71,6 +71,13 @@ def test_instance_norm_regroups_images_and_channels(images: int) -> None:
     assert tape.returned_by("1")[0].tensor in channels_first(tape)
 
 
+def test_a_reshape_of_space_ends_the_trail() -> None:
+    tape = taped(
+        Apply(lambda x: x.view(2, CHANNELS, WIDTH, HEIGHT).sin().view(2, 2 * CHANNELS, HEIGHT // 2, WIDTH).cos())
+    )
+    assert shapes(tape, natural=True) == set()
+
+
 def test_pooling_over_space_tells_the_order_of_what_it_reads() -> None:
     def pooled(x: Tensor) -> Tensor:
         blocks = x.view(2, CHANNELS, 2, HEIGHT // 2, WIDTH).transpose(1, 2).reshape(2, 2 * CHANNELS, HEIGHT // 2, WIDTH)

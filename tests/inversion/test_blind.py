@@ -80,6 +80,23 @@ def test_a_planted_image_is_found_again(prior: Prior, net: nn.Sequential) -> Non
     assert correlation(result.x[0], x[1]) < 0.4
 
 
+@pytest.fixture
+def quiet_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start at mu itself, so that the first steps can be written down."""
+    monkeypatch.setattr(blind, "START", 0.0)
+
+
+def test_a_network_that_is_silent_at_the_mean_is_inverted_all_the_same(prior: Prior) -> None:
+    """Without biases and with mu = 0 every gate is shut at mu, and no gradient would ever come through."""
+    silent = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.ReLU())
+    prior = replace(prior, mean=torch.zeros_like(prior.mean))
+    target = silent(samples(prior, 1)).detach()
+    assert not silent(prior.mu(target)[None]).any()
+    result = blind_inverse(silent, target, prior, RECIPE, steps=60)
+    assert result.misfit < 0.7 * result.history[0]
+
+
+@pytest.mark.usefixtures("quiet_start")
 def test_the_start_is_the_mean_picture_and_the_misfits_are_true(prior: Prior, net: nn.Sequential) -> None:
     target = features_of(net, samples(prior, 2))
     result = blind_inverse(net, target, prior, RECIPE, steps=3)
@@ -90,6 +107,7 @@ def test_the_start_is_the_mean_picture_and_the_misfits_are_true(prior: Prior, ne
     assert torch.allclose(result.misfit, (features_of(net, result.x) - target).flatten(1).norm(dim=1) / norm)
 
 
+@pytest.mark.usefixtures("quiet_start")
 def test_zero_features_take_the_scale_of_their_neighbour(prior: Prior, net: nn.Sequential) -> None:
     own = features_of(net, samples(prior, 1))
     target = torch.cat([own, torch.zeros_like(own)])
@@ -121,6 +139,7 @@ def test_the_recipe_s_spectrum_replaces_the_prior_s(prior: Prior, net: nn.Sequen
     assert not torch.equal(twin.x, blind_inverse(net, target, prior, replace(RECIPE, power=3.5), steps=5).x)
 
 
+@pytest.mark.usefixtures("quiet_start")
 def test_the_first_step_is_the_sign_of_the_gradient_through_root_and_amplitude(
     prior: Prior, net: nn.Sequential
 ) -> None:

@@ -85,7 +85,7 @@ def test_the_field_of_a_unit_is_the_one_known_by_hand(level: int, at: str) -> No
     assert torch.equal(certificate.field, expected)
     assert certificate.area == pytest.approx(float(expected.double().mean()))
     assert not certificate.vacuous and certificate.holds and certificate.exact
-    assert f"{100 * certificate.area:.2g} %" in certificate.words
+    assert f"{100 * certificate.area:.1f} %" in certificate.words
 
 
 def test_the_field_of_a_channel_a_region_and_the_whole_stage_are_unions_of_units() -> None:

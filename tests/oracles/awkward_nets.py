@@ -108,6 +108,7 @@ AWKWARD: dict[str, Awkward] = {
     "data_parallel": _plainly(lambda: nn.DataParallel(settled(Plain()))),
     "compiled": _plainly(compiled_whole),
     "compiled_part": _plainly(compiled_part),
+    "compiled_function": _plainly(lambda: settled(CompiledFunction()), stages=_renamed(3, "relu after level3")),
     "train_mode": _plainly(lambda: settled(Dropout()).train()),
     "frozen": _plainly(frozen),
     "half": _plainly(lambda: settled(Plain()).half()),

@@ -122,7 +122,7 @@ def _about_run(encoder: Encoder, x: Tensor) -> Iterator[str]:
     yield f"a picture becomes that by: {encoder.preprocessing}"
     yield f"copied, and recorded: {len(tape.ops)} operations; relative error of a VJP {encoder.vjp_discrepancy:.0e}"
     with plain_autograd(encoder.device), torch.no_grad():
-        output = encoder.module(x[None].clone())
+        output = _run_again(encoder, x[None])
     logits = read_logits(output)
     yield f"logits: {_where(output, logits)}, of shape {tuple(logits.shape)}"
     if encoder.class_count is None:
@@ -132,6 +132,16 @@ def _about_run(encoder: Encoder, x: Tensor) -> Iterator[str]:
     if encoder.dtype in (torch.float16, torch.bfloat16):
         yield f"it computes in {str(encoder.dtype)[6:]}: expect errors of about a percent, or use encoder.double()"
     yield from (f"note: {note}" for note in encoder.notes)
+
+
+def _run_again(encoder: Encoder, batch: Tensor) -> Any:
+    try:
+        return encoder.module(batch.clone())
+    except Exception as error:  # whatever a network raises
+        raise EncoderError(
+            f"the network ran once, and failed when it was run again ({type(error).__name__}: {error}): make its forward"
+            " pass repeatable"
+        ) from error
 
 
 def _where(output: Any, logits: Tensor) -> str:
@@ -150,7 +160,7 @@ def _obstacles(encoder: Encoder, x: Tensor) -> Iterator[str]:
 
     def run(*images: Tensor) -> Tensor:
         """The logits of the first of several images that run together."""
-        return read_logits(encoder.module(torch.stack(images)))[:1].double()
+        return read_logits(_run_again(encoder, torch.stack(images)))[:1].double()
 
     with plain_autograd(encoder.device), torch.no_grad():
         alone, unit = run(x), run(other)
@@ -165,8 +175,9 @@ def _obstacles(encoder: Encoder, x: Tensor) -> Iterator[str]:
             return
         try:
             change = max(_change(run(x, beside), alone, unit, eps) for beside in (x, other))
-        except Exception as error:
-            yield f"it fails on two images at once ({type(error).__name__}: {error}): give chunk=1 wherever it is offered"
+        except EncoderError as error:
+            why = error.__cause__
+            yield f"it fails on two images at once ({type(why).__name__}: {why}): give chunk=1 wherever it is offered"
             return
         if change and not encoder.data_dependent:
             yield (
@@ -195,7 +206,8 @@ def _about_stages(encoder: Encoder) -> Iterator[str]:
     if signed := _numbers([s for s in stages if not s.rectified]):
         yield f"signed boundaries (not the output of a ReLU): {signed}"
     lowest = next((s.number for s in stages[:-1] if not s.rectified), None)
-    yield f"certificate: {f'exact up to stage {lowest}, whose boundary is signed' if lowest else 'exact at every stage'}"
+    exact = f"up to stage {lowest}, whose boundary is signed" if lowest else "at every stage"
+    yield f"certificate: gates are exact {exact}; whether fields are nested depends on the image"
     for reason in dict.fromkeys(s.global_reason for s in stages if s.global_reason):
         seen = _numbers([s for s in stages if s.global_reason == reason])
         yield f"a unit of {seen} sees the whole image through {reason}: there the certificate is vacuous"

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,10 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from pullback.encoders.naming import class_index
 from pullback.encoders.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from pullback.encoders.splitting import Boundary, find, split
 from pullback.encoders.stages import Head, Stage, describe_head, describe_stages, stage_table
 from pullback.encoders.twin import read_logits, twin
+from pullback.encoders.weights import digest
 from pullback.errors import ClassError, EncoderError, ImageError, NumericsError, StageError
 from pullback.graph import Point, Rule, Tape, plain_autograd, record
 from pullback.images import load_image
@@ -32,7 +31,7 @@ _AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, tor
 
 def _assumed_preprocessing(shape: tuple[int, int, int]) -> Preprocessing:
     channels, height, width = shape
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,), (0.5,))
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,) * channels, (0.5,) * channels)
     return Preprocessing(
         size=(height, width),
         resize=round(min(height, width) / 0.875),
@@ -70,7 +69,8 @@ class Encoder:
         self.preprocessing = preprocessing
         self.input_shape = input_shape
         self._stage_names = tuple(stage_names) if stage_names is not None else None
-        self._source = source
+        self._digest = source
+        self._seen = self._versions()
         self._tapes: OrderedDict[tuple[Any, ...], Tape] = OrderedDict()
         self._splits: WeakKeyDictionary[Tape, tuple[Boundary, ...]] = WeakKeyDictionary()
         first = next(iter((*module.parameters(), *module.buffers())), torch.zeros(()))
@@ -203,22 +203,16 @@ class Encoder:
         """True when the path through the network depends on the numbers in the image."""
         return self._example.data_dependent
 
-    @cached_property
+    @property
     def weights_digest(self) -> str:
-        """SHA-256 over the names and bytes of the twin's parameters and buffers."""
-        if self._source is not None:
-            return self._source
-        digest = hashlib.sha256()
-        for key, value in self.module.state_dict().items():
-            if isinstance(value, Tensor):
-                digest.update(key.encode())
-                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        """SHA-256 over the names and bytes of the parameters and buffers that the encoder was made with, as they are now."""
+        self._follow_parameters()
+        if self._digest is None:
+            self._digest = digest(self.module)
+        return self._digest
 
     def class_index(self, target: StageName) -> int:
         """The index of a class given by index, name, or unambiguous part of a name. Raises ClassError with the nearest names."""
-        from pullback.encoders.naming import class_index
-
         return class_index(target, self.classes, self.class_count)
 
     def class_name(self, index: int) -> str:
@@ -236,7 +230,7 @@ class Encoder:
             preprocessing=self.preprocessing,
             input_shape=self.input_shape,
             notes=[n for n in self.notes if n not in self._example.notes],
-            source=self._source,
+            source=self.weights_digest,
         )
 
     def double(self) -> Encoder:
@@ -268,6 +262,8 @@ class Encoder:
             raise ImageError(
                 f"expected an image ({self.input_shape[0]}, H, W) or a batch of them, got shape {tuple(x.shape)}"
             )
+        if x.ndim == 4 and len(x) == 0:
+            raise ImageError(f"an empty batch of shape {tuple(x.shape)} holds no image")
         if not x.is_floating_point():
             raise ImageError(
                 f"expected a preprocessed floating-point image, got {x.dtype}; pass the picture itself or preprocess it"
@@ -278,8 +274,20 @@ class Encoder:
             x = x.detach()
             return (x.clone() if x.is_inference() else x).to(self.device, self.dtype)
 
+    def _follow_parameters(self) -> None:
+        """Forget what was derived from parameters that have changed in place since (they share storage with the user's)."""
+        versions = self._versions()
+        if versions != self._seen:
+            self._seen = versions
+            self._tapes.clear()
+            self._digest = None
+
+    def _versions(self) -> tuple[int, ...]:
+        return tuple(p._version for p in self.module.parameters())
+
     def tape(self, batch: Tensor) -> Tape:
         """The tape for a batch (N, C, H, W): one for each batch shape, or one for each image where its numbers steer the run."""
+        self._follow_parameters()
         key = (*batch.shape, batch.dtype, batch.device)
         if key in self._tapes:
             self._tapes.move_to_end(key)

@@ -55,7 +55,7 @@ class Preprocessing:
         expect(len(self.size) == 2 and min(self.size) >= 1, "size", "a height and a width of at least 1 pixel")
         expect(self.resize is None or self.resize >= 1, "resize", "at least 1 pixel, or None")
         expect(self.interpolation in _RESAMPLING, "interpolation", " or ".join(_RESAMPLING))
-        expect(self.channels in (1, 3), "channels", "3 (RGB) or 1 (grey)")
+        expect(self.channels >= 1, "channels", "at least 1; pictures become 3 (RGB) or 1 (grey)")
         for key in ("mean", "std"):
             values = getattr(self, key)
             expect(len(values) == self.channels, key, f"{self.channels} numbers, one a channel")
@@ -79,7 +79,7 @@ class Preprocessing:
     @property
     def geometry(self) -> str:
         """Resize and crop in words."""
-        kind = "RGB" if self.channels == 3 else "grey"
+        kind = {1: "grey", 3: "RGB"}.get(self.channels, f"{self.channels} channels (tensors only)")
         size = f"{self.size[1]} x {self.size[0]}"
         if self.resize is None:
             return f"{kind}, stretched to {size} ({self.interpolation})"
@@ -87,6 +87,10 @@ class Preprocessing:
 
     def crop(self, image: Image.Image) -> Image.Image:
         """The RGB picture of `size` that the network is shown. Raises ImageError."""
+        if self.channels not in (1, 3):
+            raise ImageError(
+                f"a picture has 1 or 3 channels, and this network takes {self.channels}: pass a preprocessed tensor instead"
+            )
         return self._fitted(image.convert("RGB"), _RESAMPLING[self.interpolation])
 
     def mask(self, values: NDArray[np.floating]) -> Tensor:

@@ -81,9 +81,8 @@ def _levels(tape: Tape) -> tuple[list[Point], list[_Drop]]:
             continue
         if spatial:
             old, new = tape.shapes[spatial[-1].tensor][2:], tape.shapes[p.tensor][2:]
-            pooled = (
-                new == (1, 1) and tape.ops[p.op].name in _POOLING
-            )  # a drop even where one position was left (small images)
+            # Pooling to one position is a drop even where one position was left, of a small image.
+            pooled = new == (1, 1) and tape.ops[p.op].name in _POOLING
             if pooled or max(o / n for o, n in zip(old, new, strict=True)) >= _DROP:
                 drops.append(_Drop(p.op, len(spatial) - 1))
             if pooled:

@@ -57,7 +57,6 @@ def twin(module: nn.Module) -> nn.Module:
                 " from its attributes, or pass a module that can be deep-copied"
             ) from error
         for parent in copied.modules():
-            parent._compiled_call_impl = None
             children = {name: child for name, child in parent._modules.items() if child is not None}
             for name, child in children.items():
                 if (inner := unwrap(child)) is not child:

@@ -48,10 +48,11 @@ def explain(
     `told` hears the name of each part before it begins (`parts` lists them). Raises what the methods raise.
     """
     clock = _Clock(told)
-    frozen = Inverter(encoder, "cascade", "frozen", correctors=correctors, memory=MEMORY)
-    additive = Inverter(encoder, "cascade", "additive", correctors=correctors, memory=MEMORY)
+    frozen = Inverter(encoder, "cascade", "frozen", correctors=correctors, memory=MEMORY, seed=seed)
+    additive = Inverter(encoder, "cascade", "additive", correctors=correctors, memory=MEMORY, seed=seed)
     with frozen(image) as session:
         guesses, target = _guesses(encoder, session, target)
+        dead = {s.number: session.dead(s.number) for s in encoder.stages}  # a stage without features is found out here
         spectrum = []
         for stage in encoder.stages:
             drawn: dict[str, Picture] = {}
@@ -80,7 +81,7 @@ def explain(
             file_name=file_name,
             origin=origin,
             digest=digest,
-            encoder=encoder.name,
+            encoder=_named(encoder),
             stages=tuple(_row(s) for s in encoder.stages),
             assumptions=(*encoder.preprocessing.assumed, *encoder.notes),
             guesses=guesses,
@@ -92,16 +93,23 @@ def explain(
             certificates=certificates,
             foreground=None if mask is None or class_picture is None else _foreground(class_picture, mask),
             mask=mask,
-            dead={s.number: session.dead(s.number) for s in encoder.stages},
+            dead=dead,
             notes=notes,
             provenance={
                 "pullback": __version__, "torch": torch.__version__, "python": platform.python_version(),
                 "device": str(encoder.device), "threads": torch.get_num_threads(), "encoder": encoder.name,
                 "weights (SHA-256)": encoder.weights_digest, "preprocessing": str(encoder.preprocessing.source),
-                "head": encoder.head.kind, "correctors": frozen.correctors.label, "correctors (SHA-256)": frozen.correctors.digest, "quality": quality, "seed": seed,
+                "head": encoder.head.kind, "correctors": frozen.correctors.label,
+                "correctors (SHA-256)": frozen.correctors.digest, "quality": quality, "seed": seed,
             },
             seconds=clock.seconds,
         )  # fmt: skip
+
+
+def _named(encoder: Encoder) -> str:
+    """The encoder's name as the reports' headings give it; random weights must not be overlooked."""
+    random = any(note.startswith("random weights") for note in encoder.notes)
+    return f"{encoder.name} with RANDOM weights (no evidence, only cost)" if random else encoder.name
 
 
 def parts(encoder: Encoder) -> int:
@@ -170,15 +178,16 @@ def _certificates(encoder: Encoder, session: Inversion, mask: Tensor | None) -> 
         features = session.features(stage.number)
         c, i, j = (int(n) for n in torch.unravel_index(features.abs().argmax(), features.shape))
         found.append(session.certificate(stage.number, unit=(c, i, j)))
-        if mask is not None and bool((mask == 1).any()):
-            found.append(session.certificate(stage.number, region=mask == 1))
+        if mask is not None and bool((mask > 0.5).any()):
+            found.append(session.certificate(stage.number, region=mask > 0.5))
     found.append(session.certificate())
     return tuple(found)
 
 
 def _foreground(picture: ClassPicture, mask: Tensor) -> Foreground:
+    mass = picture.saliency().sqrt()  # its energy is the saliency itself: the full picture's magnitude, not its square
     full, positive, negative, saliency = (
-        foreground_energy(x, mask) for x in (picture.full, picture.positive, picture.negative, picture.saliency())
+        foreground_energy(x, mask) for x in (picture.full, picture.positive, picture.negative, mass)
     )
     return Foreground(full.share, positive.share, negative.share, saliency.share, full.area)
 

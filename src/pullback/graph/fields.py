@@ -45,12 +45,14 @@ _ELEMENTWISE = {
     "softplus", "mish", "exp", "sqrt", "rsqrt", "pow", "neg", "abs", "clamp", "clamp_min", "clamp_max", "reciprocal", "log",
     "erf", "sin", "cos", "prelu", "prelu_kernel", "threshold", "square", "log_sigmoid", "log_sigmoid_forward", "softsign",
     "add", "sub", "rsub", "mul", "div", "maximum", "minimum", "where", "addcmul", "addcdiv", "lerp", "native_dropout", "round",
+    "masked_fill",
 }  # fmt: skip
 # They can look at all positions at once; the others reach the whole image only by growing a window.
 _MIXING = {
     "mean", "sum", "amax", "max", "adaptive_avg_pool2d", "adaptive_max_pool2d", "native_layer_norm", "native_group_norm", "softmax",
     "log_softmax", "mm", "bmm", "addmm", "baddbmm", "native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm",
 }  # fmt: skip
+_OVERWRITING = {"copy", "zero", "fill"}  # nothing is left of what was there before
 _INDEXED = {"index", "index_select", "gather"}  # linear where the places are constants
 _POOLED_LIKE: dict[str, Callable[..., Any]] = {
     "max_pool2d_with_indices": lambda x, k, s=(), p=0, d=1, c=False: F.avg_pool2d(x, k, s or None, p, c),
@@ -92,28 +94,36 @@ def pull_support(tape: Tape, seed: Tensor, at: Point, start: Point | None = None
 
 
 def _share_written(tape: Tape, op: Op, masks: dict[int, Tensor]) -> None:
-    """What is read later of a tensor that shares storage with a written one is read of the written one: view the mask so."""
+    """What is read later of a tensor that shares storage with a written one is read, where they overlap, of the written one."""
     for w in op.writes:
-        sharing = [t for t in masks if t != w and tape.storages[t] == tape.storages[w]]
-        for t in sharing:
-            mask = _viewed(tape, masks[t].contiguous(), t, w)  # an expanded one would refuse some views
+        for t in [t for t in masks if t != w and tape.storages[t] == tape.storages[w]]:
+            places = _places(tape, t, w)
+            if places is None:
+                mask = torch.ones(tape.shapes[w], dtype=torch.bool)
+            else:
+                flat = masks[t].flatten()
+                mask = flat[places]
+                if op.name in _OVERWRITING:
+                    masks[t] = flat.index_fill(0, places.flatten(), False).view(tape.shapes[t])
             masks[w] = masks[w] | mask if w in masks else mask
 
 
-def _viewed(tape: Tape, mask: Tensor, base: int, view: int) -> Tensor:
-    """The mask of `base` as seen by `view`; everything where `view` was not made from `base` by plain views."""
+def _places(tape: Tape, base: int, view: int) -> Tensor | None:
+    """Where in `base`, flattened, each entry of `view` lies; None where `view` was not made from `base` by plain views."""
     chain: list[tuple[Op, int]] = []
     t = view
     while t != base:
         op = next((o for o in tape.ops if t in o.outputs and t not in o.inputs), None)
         if op is None or not op.inputs or op.name == "as_strided" or tape.storages[op.inputs[0]] != tape.storages[t]:
-            return torch.ones(tape.shapes[view], dtype=torch.bool)
+            return None
         chain.append((op, op.outputs.index(t)))
         t = op.inputs[0]
+    shape = torch.Size(tape.shapes[base])
+    places = torch.arange(shape.numel()).view(shape)
     for op, which in reversed(chain):
-        args, kwargs = tree_map(lambda a, m=mask: m if isinstance(a, Ref) else a, (op.args, op.kwargs))
-        mask = [o for o in tree_iter(op.func(*args, **kwargs)) if isinstance(o, Tensor)][which]
-    return mask.clone()
+        args, kwargs = tree_map(lambda a, p=places: p if isinstance(a, Ref) else a, (op.args, op.kwargs))
+        places = [o for o in tree_iter(op.func(*args, **kwargs)) if isinstance(o, Tensor)][which]
+    return places
 
 
 def _spread(before: Tensor, after: Tensor) -> bool:
@@ -141,6 +151,8 @@ def _pull(tape: Tape, op: Op, out: list[Tensor]) -> dict[int, Tensor] | None:
         return {first: _any(out[0], (0, 2, 3)).expand_as(out[0]) if statistics_of_the_batch else out[0]}
     if name == "native_batch_norm_legit_no_training":
         return {first: out[0]}
+    if name in ("zero", "fill"):
+        return {t: out[0].any() for t in op.inputs[1:]}
     if name == "copy":
         return {op.inputs[1]: out[0].float().sum_to_size(tape.shapes[op.inputs[1]]) > 0}
     if name in _POOLED_LIKE:

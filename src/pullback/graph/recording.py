@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
@@ -37,6 +38,7 @@ class _Recorder(TorchDispatchMode):
         self.tensors: list[Tensor] = []
         self.index: dict[int, int] = {}
         self.born_without_grad: dict[int, int] = {}
+        self.read: set[int] = set()
         self.custom: dict[str, None] = {}
         self.own: set[int] = set()  # storages that the run made
         self.initial: dict[int, Tensor] = {}  # tensors of the module that the run writes, as they were
@@ -112,6 +114,22 @@ class _Recorder(TorchDispatchMode):
             self.calls.append(Call(name, kind, start, len(self.ops), self.index[id(output)] if known else None))
 
 
+class _Readings(TorchFunctionMode):
+    """Notes tensors whose numbers leave for Python or NumPy by ways that no operation shows."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _READINGS:
+            self.recorder.read.add(self.recorder.number(args[0]))
+        return func(*args, **(kwargs or {}))
+
+
+_READINGS = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
+
+
 @contextmanager
 def _named_calls(module: nn.Module, recorder: _Recorder) -> Iterator[None]:
     handles: list[Any] = []
@@ -159,7 +177,7 @@ def record(
         recorder.own.add(storage_of(fed))
         try:
             # Fused attention has no second derivative, and hides what it is made of.
-            with sdpa_kernel(SDPBackend.MATH), _named_calls(module, recorder), recorder:
+            with sdpa_kernel(SDPBackend.MATH), _named_calls(module, recorder), recorder, _Readings(recorder):
                 result = module(fed)
         except EncoderError:
             raise
@@ -195,6 +213,7 @@ def _tape(module: nn.Module, recorder: _Recorder, first: int, logits: Tensor) ->
     made = {t for i, op in enumerate(recorder.ops) if tape.dependent[i] for t in (*op.outputs, *op.writes)}
     tape.constants = {t: v.detach() for t, v in enumerate(recorder.tensors) if t != first and t not in made}
     tape.constants |= recorder.initial
+    tape.read = recorder.read & (made | {first})
     owned = {storage_of(p) for p in module.parameters()}
     tape.parameters = {t for t in tape.constants if storages[t] in owned}
     for i, op in enumerate(recorder.ops):

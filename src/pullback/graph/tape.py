@@ -100,6 +100,7 @@ class Tape:
     boolean: set[int]
     constants: dict[int, Tensor]
     parameters: set[int]  # constants that are, or come from, the module's parameters
+    read: set[int] = field(default_factory=set)  # tensors that depend on the input and whose numbers left for Python
     notes: tuple[str, ...] = ()
     _programs: dict[tuple[Point, tuple[Point, ...]], _Program] = field(default_factory=dict)
 
@@ -143,7 +144,7 @@ class Tape:
     @cached_property
     def data_dependent(self) -> bool:
         """True when the run read numbers of the image (a branch, `.item()`): the tape then holds for this image alone."""
-        return any(
+        return bool(self.read) or any(
             self.dependent[i]
             and (op.func in _READS_NUMBERS or (op.name == "index" and any(t in self.boolean for t in op.inputs)))
             for i, op in enumerate(self.ops)
@@ -153,7 +154,8 @@ class Tape:
     def draws(self) -> tuple[str, ...]:
         """Operations on the way to the output that draw random numbers, with their modules."""
         needed = [self.ops[i] for i in sorted(self._needed(self.output.op, INPUT))]
-        return tuple(dict.fromkeys(f"{op.name} in {op.module or 'the network'}" for op in needed if _is_random(op)))
+        drawing = [op for op in needed if torch.Tag.nondeterministic_seeded in op.func.tags]
+        return tuple(dict.fromkeys(f"{op.name} in {op.module or 'the network'}" for op in drawing))
 
     def _needed(self, last: int, first: int) -> set[int]:
         """Operations after `first` that operation `last` needs, itself included."""
@@ -242,15 +244,6 @@ class Tape:
             if tensor in op.outputs or any(self.storages[t] == storage for t in op.writes):
                 return Point(i, tensor)
         return Point(INPUT, tensor)
-
-
-def _is_random(op: Op) -> bool:
-    """Whether the operation draws from a generator; fused attention is able to, but only with dropout."""
-    if torch.Tag.nondeterministic_seeded not in op.func.tags:
-        return False
-    declared = op.func._schema.arguments
-    given = dict(zip((a.name for a in declared), op.args, strict=False)) | op.kwargs
-    return all(given.get(a.name, a.default_value) != 0 for a in declared if a.name == "dropout_p")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from pullback.inversion.opened import Opened
 from pullback.pictures import Certificate
+from pullback.pictures.plain import share
 
 _VISIBLE = 1e-6  # of the largest gradient: below that it is rounding
 _SAMPLED = 8  # channels whose areas are told with a whole stage, strongest first
@@ -97,11 +98,11 @@ def _words(where: str, area: float, vacuous: bool, holds: bool, outside: float, 
     if vacuous:
         rim = "" if area == 1 else ", but for a rim of one pixel"
         return f"vacuous: the field of {where} is the whole image{rim}, so the guarantee says nothing here"
-    said = f"the field of {where} covers {100 * area:.2g} % of the image; "
+    said = f"the field of {where} covers {share(area)} of the image; "
     if holds:
         said += "the picture's edges lie inside it"
     else:
-        said += f"{100 * outside:.2g} % of the picture's gradient energy lies outside it"
+        said += f"{share(outside)} of the picture's gradient energy lies outside it"
     return f"{said} ({promise})"
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from pullback.encoders import Encoder
 from pullback.errors import OptionError
 from pullback.inversion.correctors import Correctors
-from pullback.inversion.methods import BlindMethod, CascadeMethod, Method, VjpMethod, WienerMethod
+from pullback.inversion.iterative import BlindMethod, WienerMethod
+from pullback.inversion.methods import CascadeMethod, Method, VjpMethod
 from pullback.inversion.opened import Opened
 from pullback.inversion.prior import Prior
 from pullback.inversion.session import Inversion
@@ -46,6 +47,14 @@ class Inverter:
         memory: int | str | None = None,
         seed: int = 0,
     ) -> None:
+        if not isinstance(encoder, Encoder):
+            raise OptionError(
+                f"expected an Encoder, got {type(encoder).__name__}; make one with pullback.Encoder.from_module(network)"
+            )
+        if not (correctors is None or isinstance(correctors, Correctors)):
+            raise OptionError(
+                f"expected Correctors, got {type(correctors).__name__}; read a file with Correctors.load(path)"
+            )
         if method not in METHODS:
             raise OptionError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
         if mode not in MODES:
@@ -53,8 +62,13 @@ class Inverter:
         if steps is not None and seconds is not None:
             raise OptionError("give steps or seconds, not both")
         for name, value in (("steps", steps), ("seconds", seconds), ("ridge", ridge)):
-            if value is not None and not value > 0:
-                raise OptionError(f"{name}={value} must be above 0")
+            if value is not None and (not isinstance(value, int | float) or not value > 0):
+                raise OptionError(f"{name}={value!r} must be a number above 0")
+        if steps is not None and not isinstance(steps, int):
+            raise OptionError(f"steps={steps!r} must be a whole number")
+        if encoder.dtype in (torch.float16, torch.bfloat16):
+            # Sums over a feature map and 1 / alpha leave the range of half precision; the weights are the same numbers.
+            encoder = encoder.to(dtype=torch.float32)
         self.encoder = encoder
         self.method = method
         self.mode = mode
@@ -74,7 +88,8 @@ class Inverter:
         x = self.encoder.preprocess(image)
         batched = x.ndim == 4
         with torch.inference_mode(False):
-            images = [one.contiguous() for one in (x if batched else x[None])]
+            # Copies: the session is lazy, and the caller may change the tensor meanwhile.
+            images = [one.clone(memory_format=torch.contiguous_format) for one in (x if batched else x[None])]
             opened = [Opened(self.encoder, one, chunk=self.chunk, memory=self.memory) for one in images]
             home = image.detach().new_empty(0) if isinstance(image, Tensor) else None
         return Inversion(
@@ -90,8 +105,11 @@ class Inverter:
     @property
     def settings(self) -> dict[str, object]:
         """What made a picture, for its provenance."""
-        cascade = {"mode": self.mode, "correctors": self.correctors.label, "eps": self.correctors.eps}
-        iterative = {"steps": self.steps, "seconds": self.seconds}
+        cascade = {
+            "mode": self.mode, "correctors": self.correctors.label, "correctors (SHA-256)": self.correctors.digest,
+        }  # fmt: skip
+        prior = "natural" if self.prior is None else repr(self.prior)
+        iterative = {"steps": self.steps, "seconds": self.seconds, "prior": prior}
         return {
             "method": self.method,
             **(cascade if self.method == "cascade" else {}),
@@ -111,4 +129,4 @@ class Inverter:
             raise OptionError(f"the prior is for images of {prior.size}, this one is {size}; make one for this size")
         if self.method == "wiener":
             return WienerMethod(opened, prior, self.ridge, self.steps, self.seconds, self.seed)
-        return BlindMethod(opened, prior, self.steps, self.seconds)
+        return BlindMethod(opened, prior, self.steps, self.seconds, self.seed)

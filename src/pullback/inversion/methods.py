@@ -1,6 +1,6 @@
-"""The four ways to draw a stage at one image: corrected cascade, raw VJP, Wiener inverse, blind inverse.
+"""Ways to draw a stage at one image by pulling back: the corrected cascade and the raw VJP.
 
-Each draws whole stages beside their null; the first three also draw channels, class directions and any seed.
+Each draws whole stages beside their null, channels, class directions and any seed (`iterative.py`: what solves or searches).
 With B_c the picture of channel c, a direction is `sum_c omega_c B_c`, equation (12).
 """
 
@@ -14,27 +14,27 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pullback.errors import OptionError
-from pullback.inversion.blind import blind_inverse, recipe_for
 from pullback.inversion.cascade import Cascade, Frozen
 from pullback.inversion.correctors import Correctors
-from pullback.inversion.leaky import leaky_rules
 from pullback.inversion.opened import Opened
-from pullback.inversion.prior import Prior
 from pullback.inversion.seeds import Measure, measure
-from pullback.inversion.wiener import WienerSolver
 
 ROWS = 8  # channel pictures held at a time
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a method drew: `own` and `null` (K, C, H, W), or (C, H, W) for a whole stage; figures and notes about how."""
+    """What a method drew: `own` and `null` (K, C, H, W), or (C, H, W) for one picture; figures and notes about how.
+
+    mode and natural: of this drawing, where they differ from the method's.
+    """
 
     own: Tensor
     null: Tensor
     figures: Mapping[str, float | int | str | bool] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    mode: str | None = None
+    natural: bool | None = None
 
 
 class Method(Protocol):
@@ -83,6 +83,8 @@ class CascadeMethod:
         self.caption = (
             "cotangents of the features, normalised at every level and pulled back through the image's own gates"
         )
+        if all(not bool(c.beta.any()) for c in self.correctors.levels):
+            self.caption += "; without biases the zero seed draws nothing, so its null cannot show what the gates draw"
         self.confined = self.correctors.confined
         self._frozen: dict[int, Frozen] = {}
 
@@ -91,6 +93,9 @@ class CascadeMethod:
         return Cascade(self.opened.chain, self.correctors)
 
     def whole(self, level: int, features: Tensor | None = None) -> Drawn:
+        null = self._null(level)
+        if features is not None and not bool(features.any()):
+            return Drawn(null, null, {}, ("these features are zero, so this is the null picture", *self._notes(level)))
         at = self.opened.measure(level) if features is None else measure(features, str(level))
         if self.kind == "additive":
             own = torch.zeros_like(self.opened.image)
@@ -99,34 +104,41 @@ class CascadeMethod:
         elif self.kind == "fused":
             own = self.cascade.pull(at.features[None], level)[0]
         else:
-            frozen = self._freeze(level)
-            own = frozen.linear(at.features[None])[0] + frozen.offset()
-        return Drawn(own, self._null(level), self._figures(level, at), self._notes(level))
+            own = self._freeze(level).linear(at.features[None])[0] + null
+        return Drawn(own, null, self._figures(at), self._notes(level))
 
     def channels(self, level: int, channels: Tensor) -> Drawn:
         at = self.opened.measure(level)
         if self.kind == "additive":
-            own = self.cascade.pull(at.seeds(channels), level)
-        else:
-            frozen = self._freeze(level)
-            own = frozen.linear(_equalised(at, channels)) + frozen.offset()
-        return Drawn(own, self._null(level).expand_as(own), self._figures(level, at), self._notes(level))
+            own, null = self.cascade.pull(at.seeds(channels), level), self._null(level)
+            return Drawn(own, null.expand_as(own), self._figures(at), self._notes(level))
+        null = self._freeze(level).offset()
+        own = self._freeze(level).linear(_equalised(at, channels)) + null
+        return self._as_frozen(own, null.expand_as(own), at, level)
 
     def directions(self, level: int, omega: Tensor) -> Drawn:
         at = self.opened.measure(level)
-        null = omega.sum(1)[:, None, None, None] * self._null(level)
+        total = omega.sum(1)[:, None, None, None]
         if self.kind == "additive":
-            own = torch.zeros_like(null)
+            own = torch.zeros(len(omega), *self.opened.image.shape).to(omega)
             for c, b in self._additive(level, at):
                 own += torch.einsum("dk,kchw->dchw", omega[:, c], b)
-        else:
-            frozen = self._freeze(level)
-            own = frozen.linear(_combined(at, omega)) + omega.sum(1)[:, None, None, None] * frozen.offset()
-        return Drawn(own, null, self._figures(level, at), self._notes(level))
+            return Drawn(own, total * self._null(level), self._figures(at), self._notes(level), natural=False)
+        null = total * self._freeze(level).offset()
+        return self._as_frozen(self._freeze(level).linear(combined(at, omega)) + null, null, at, level)
 
     def seeded(self, seed: Tensor, level: int) -> Drawn:
-        own = self.cascade.pull(seed[None], level)[0]
-        return Drawn(own, self._zero(level), {}, self._notes(level))
+        null = self._null(level)
+        if self.kind != "frozen":
+            own = self.cascade.pull(seed[None], level)[0]
+            mode = f"cascade of one seed, {self.correctors.label}"
+            return Drawn(own, null, {}, self._notes(level), mode)
+        own = self._freeze(level).linear(seed[None])[0] + null
+        return Drawn(own, null, {}, self._notes(level), natural=False)
+
+    def _as_frozen(self, own: Tensor, null: Tensor, at: Measure, level: int) -> Drawn:
+        mode = f"cascade, frozen, {self.correctors.label}"
+        return Drawn(own, null, self._figures(at), self._notes(level), mode, natural=False)
 
     def _additive(self, level: int, at: Measure) -> Iterator[tuple[Tensor, Tensor]]:
         for c in at.live.split(ROWS):
@@ -144,7 +156,7 @@ class CascadeMethod:
     def _zero(self, level: int) -> Tensor:
         return self.cascade.pull(self.cascade.zero_seed(level), level)[0]
 
-    def _figures(self, level: int, at: Measure) -> dict[str, float | int | str | bool]:
+    def _figures(self, at: Measure) -> dict[str, float | int | str | bool]:
         return {"channels": len(at.energy), "dead channels": at.dead}
 
     def _notes(self, level: int) -> tuple[str, ...]:
@@ -163,7 +175,7 @@ def _equalised(at: Measure, channels: Tensor) -> Tensor:
     return at.seeds(channels) * scale[:, None, None, None]
 
 
-def _combined(at: Measure, omega: Tensor, base: Tensor | None = None) -> Tensor:
+def combined(at: Measure, omega: Tensor, base: Tensor | None = None) -> Tensor:
     """`sum_c (omega_c / alpha_c) S_c` for each row of omega (D, C): (D, C, H, W)."""
     scale = torch.where(at.alpha > 0, omega / at.alpha, torch.zeros_like(omega))
     return scale[:, :, None, None] * (at.features if base is None else base)
@@ -189,7 +201,7 @@ class VjpMethod:
         return self._pull(self.opened.measure(level).seeds(channels), level)
 
     def directions(self, level: int, omega: Tensor) -> Drawn:
-        return self._pull(_combined(self.opened.measure(level), omega), level)
+        return self._pull(combined(self.opened.measure(level), omega), level)
 
     def seeded(self, seed: Tensor, level: int) -> Drawn:
         return self._pull(seed[None], level, single=True)
@@ -198,124 +210,3 @@ class VjpMethod:
         own = self.opened.whole(level).vm(seeds)
         own = own[0] if single else own
         return Drawn(own, torch.zeros_like(own))
-
-
-@dataclass
-class WienerMethod:
-    """The Wiener inverse (spec 3b): the signal space of the stage at the image. Null: the picture of F = 0.
-
-    With delta_c drawn from the channel's residual r * 1_c: B_c = mu + delta_c, and directions are sum_c (omega_c / alpha_c) delta_c.
-    """
-
-    opened: Opened
-    prior: Prior
-    ridge: float
-    steps: int | None
-    seconds: float | None
-    seed: int
-
-    mode = "Wiener"
-    called = "signal space"
-    caption = "the part of the image that the stage is sensitive to; gates and bias come from the image itself"
-    natural = True
-    confined = True  # before the prior spreads it
-
-    def whole(self, level: int, features: Tensor | None = None) -> Drawn:
-        own, nothing = (
-            self._residual(level, features),
-            self._residual(level, torch.zeros_like(self.opened.levels[level])),
-        )
-        return self._solve(torch.stack([own, nothing]), level, pairs=True)
-
-    def channels(self, level: int, channels: Tensor) -> Drawn:
-        residual = self._residual(level)
-        seeds = residual.new_zeros(len(channels), *residual.shape)
-        seeds[torch.arange(len(channels)), channels] = residual[channels]
-        return self._solve(seeds, level)
-
-    def directions(self, level: int, omega: Tensor) -> Drawn:
-        return self._solve(_combined(self.opened.measure(level), omega, self._residual(level)), level, centre=False)
-
-    def seeded(self, seed: Tensor, level: int) -> Drawn:
-        raise OptionError(
-            "a scalar's gradient is no feature, so the Wiener inverse cannot draw it; use method='cascade' or 'vjp'"
-        )
-
-    def _residual(self, level: int, features: Tensor | None = None) -> Tensor:
-        """r = F - b - J mu = F - F(x) + J (x - mu)."""
-        jacobian = self.opened.whole(level)
-        sensed = jacobian.mv(self.opened.image - self.prior.mu(self.opened.image))
-        return sensed if features is None else features - self.opened.levels[level] + sensed
-
-    def _solve(self, residuals: Tensor, level: int, pairs: bool = False, centre: bool = True) -> Drawn:
-        jacobian = self.opened.whole(level)
-        solver = WienerSolver(
-            jacobian.mv,
-            jacobian.vm,
-            self.prior,
-            jacobian.in_shape,
-            jacobian.out_shape,
-            ridge=self.ridge,
-            seed=self.seed,
-        )
-        solution = solver.solve(residuals, steps=self.steps, seconds=self.seconds)
-        pictures = solution.delta + self.prior.mu(solution.delta) if centre else solution.delta
-        figures: dict[str, float | int | str | bool] = {
-            "steps": solution.steps,
-            "relative residual": float(solution.relative_residual[0]),
-            "ridge": self.ridge,
-        }
-        if pairs:
-            figures["null: relative residual"] = float(solution.relative_residual[1])
-            return Drawn(pictures[0], pictures[1], figures)
-        null = self.prior.mu(pictures).expand_as(pictures) if centre else torch.zeros_like(pictures)
-        figures["relative residual"] = float(solution.relative_residual.max())
-        return Drawn(pictures, null, figures, ("the null of a seed is r = 0: the mean colour",))
-
-
-@dataclass
-class BlindMethod:
-    """The blind inverse (spec 3c): features only, no gate of the image. Null: the blind inverse of zero features."""
-
-    opened: Opened
-    prior: Prior
-    steps: int | None
-    seconds: float | None
-
-    mode = "blind"
-    called = "drawn from the features alone"
-    caption = "an image whose features match, searched from the mean colour under a natural-image prior"
-    natural = True
-    confined = False
-
-    def whole(self, level: int, features: Tensor | None = None) -> Drawn:
-        target = self.opened.levels[level] if features is None else features
-        encoder = self.opened.encoder
-        found = blind_inverse(
-            encoder.stretch(level, rules=leaky_rules),
-            torch.stack([target, torch.zeros_like(target)]),
-            self.prior,
-            recipe_for(round(encoder.stage(level).stride)),
-            scale=target.norm().expand(2),
-            steps=self.steps,
-            seconds=self.seconds,
-        )
-        figures = {
-            "steps": found.steps,
-            "feature misfit": float(found.misfit[0]),
-            "null: feature misfit": float(found.misfit[1]),
-        }
-        return Drawn(found.x[0], found.x[1], figures)
-
-    def channels(self, level: int, channels: Tensor) -> Drawn:
-        raise OptionError(
-            "the blind inverse draws whole stages only; for channels use method='cascade', 'vjp' or 'wiener'"
-        )
-
-    def directions(self, level: int, omega: Tensor) -> Drawn:
-        raise OptionError(
-            "the blind inverse draws whole stages only; for class directions use method='cascade', 'vjp' or 'wiener'"
-        )
-
-    def seeded(self, seed: Tensor, level: int) -> Drawn:
-        raise OptionError("the blind inverse draws whole stages only; for a scalar use method='cascade' or 'vjp'")

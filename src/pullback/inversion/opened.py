@@ -32,6 +32,7 @@ class Opened:
         self._whole: dict[int, Jacobian] = {}
         self._measures: dict[int, Measure] = {}
         self._fields: dict[int, Tensor] = {}
+        self.weights_digest = encoder.weights_digest
 
     @cached_property
     def digest(self) -> str:

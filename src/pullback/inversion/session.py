@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -17,7 +19,8 @@ from pullback.encoders import Encoder
 from pullback.errors import ClassError, OptionError, StageError
 from pullback.graph import plain_autograd
 from pullback.inversion.certificate import certify
-from pullback.inversion.methods import ROWS, Drawn, Method, WienerMethod
+from pullback.inversion.iterative import WienerMethod
+from pullback.inversion.methods import ROWS, Drawn, Method
 from pullback.inversion.opened import Opened
 from pullback.inversion.seeds import class_weights, importance, score_gradient
 from pullback.pictures import Certificate, ClassPicture, Display, Picture, Provenance
@@ -36,7 +39,7 @@ def _own_mode(device: torch.device) -> Iterator[None]:
 
 def _in_own_mode(function: Callable[Concatenate[Inversion, P], R]) -> Callable[Concatenate[Inversion, P], R]:
     @wraps(function)
-    def run(self: Inversion, *args: P.args, **kwargs: P.kwargs) -> R:
+    def run(self: Inversion, /, *args: P.args, **kwargs: P.kwargs) -> R:
         with _own_mode(self.encoder.device):
             return function(self, *args, **kwargs)
 
@@ -82,11 +85,7 @@ class Inversion:
     def channel(self, stage: StageName, channel: int) -> Picture:
         """The picture B_c of one channel. A dead channel (seed zero) gets the null picture and a note that says so."""
         level = self._level(stage)
-        count = self.encoder.stage(level).channels
-        if not isinstance(channel, int) or not 0 <= channel < count:
-            raise StageError(
-                f"channel {channel!r} is out of range: stage {level} ({self._name(level)}) has channels 0 to {count - 1}"
-            )
+        channel = self._channel(level, channel)
         drawn = []
         for opened, method in zip(self._opened, self._running(), strict=True):
             one = method.channels(level, torch.tensor([channel]))
@@ -97,9 +96,8 @@ class Inversion:
                 if dead
                 else one.notes
             )
-            drawn.append(Drawn(own, one.null[0], one.figures, notes))
-        natural = self._methods[0].natural and "additive" in self._methods[0].mode
-        return self._picture(drawn, f"channel {channel} of stage {level}", natural)
+            drawn.append(replace(one, own=own, null=one.null[0], notes=notes))
+        return self._picture(drawn, f"channel {channel} of stage {level}")
 
     def channels(self, stage: StageName | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Stream (indices (K,), pictures (K, C, H, W)) over the live channels of one image, a few at a time."""
@@ -135,14 +133,14 @@ class Inversion:
             own, null = both.own.sum(0), both.null.sum(0)
             gradient = opened.whole(level).vm(score_gradient(encoder, opened.image, at.features, index))
             cosines.append(float(F.cosine_similarity(own.flatten().double(), gradient.flatten().double(), 0)))
-            full.append(Drawn(own, null, both.figures, both.notes))
-            positive.append(Drawn(both.own[0], both.null[0], both.figures, both.notes))
-            negative.append(Drawn(both.own[1], both.null[1], both.figures, both.notes))
+            full.append(replace(both, own=own, null=null))
+            positive.append(replace(both, own=both.own[0], null=both.null[0]))
+            negative.append(replace(both, own=both.own[1], null=both.null[1]))
         name = encoder.class_name(index)
         said = f"{'centred ' if centred else ''}{weights}; head {encoder.head.kind}"
         signs = ("all channels", "channels that speak for it", "channels that speak against it")
         whole, pro, contra = (
-            self._picture(drawn, f"class {index} ({name}), {part}", natural=False)
+            self._picture(drawn, f"class {index} ({name}), {part}")
             for drawn, part in zip((full, positive, negative), signs, strict=True)
         )
         figures = {"cosine with the gradient of the class score": _joined(cosines)}
@@ -167,7 +165,7 @@ class Inversion:
                     raise OptionError("the read-out does not depend differentiably on the features that it was given")
                 (seed,) = torch.autograd.grad(value.reshape(()), at)
             one = method.seeded(seed, level)
-            drawn.append(Drawn(one.own, one.null, {**one.figures, "read-out": float(value)}, one.notes))
+            drawn.append(replace(one, figures={**one.figures, "read-out": float(value)}))
         return self._picture(drawn, f"a read-out of stage {level}")
 
     @_in_own_mode
@@ -175,7 +173,7 @@ class Inversion:
         """The picture of foreign features (C, H, W), or (B, C, H, W) for a batch, under this image's gates (transplant test)."""
         level = self._level(stage)
         given = features if self._batched else features[None]
-        expected = (len(self._opened), *self.encoder.stage(level).shape)
+        expected = (len(self._opened), *self._opened[0].levels[level].shape)
         if tuple(given.shape) != expected:
             wanted = expected if self._batched else expected[1:]
             raise StageError(f"features of stage {level} have shape {wanted}, got {tuple(features.shape)}")
@@ -297,6 +295,14 @@ class Inversion:
     def _name(self, level: int) -> str:
         return self.encoder.stage(level).name
 
+    def _channel(self, level: int, channel: int) -> int:
+        index, count = _index(channel), self.encoder.stage(level).channels
+        if not 0 <= index < count:
+            raise StageError(
+                f"channel {index} is out of range: stage {level} ({self._name(level)}) has channels 0 to {count - 1}"
+            )
+        return index
+
     def _top(self) -> int:
         if self.encoder.class_count is None:
             raise ClassError("the network's output is not (N, classes), so it has no classes to invert")
@@ -314,15 +320,15 @@ class Inversion:
         keep = torch.zeros_like(features, dtype=torch.bool)
         shape = tuple(features.shape)
         if channel is not None:
-            if not 0 <= channel < shape[0]:
-                raise StageError(f"channel {channel} is out of range: stage {level} has channels 0 to {shape[0] - 1}")
+            channel = self._channel(level, channel)
             keep[channel], named = True, f"channel {channel}"
         elif unit is not None:
-            if len(unit) != 3 or not all(0 <= u < n for u, n in zip(unit, shape, strict=True)):
-                raise StageError(f"unit {unit} is out of range: stage {level} has shape {shape}")
-            keep[unit], named = True, f"unit {unit}"
+            at = tuple(_index(u) for u in unit)
+            if len(at) != 3 or not all(0 <= u < n for u, n in zip(at, shape, strict=True)):
+                raise StageError(f"unit {at} is out of range: stage {level} has shape {shape}")
+            keep[at], named = True, f"unit {at}"
         elif region is not None:
-            size = tuple(opened.image.shape[-2:])
+            region, size = torch.as_tensor(region), tuple(opened.image.shape[-2:])
             if tuple(region.shape) != size:
                 raise OptionError(f"a region is a boolean map of the image's size {size}, got {tuple(region.shape)}")
             inside = torch.nan_to_num(region.float()).to(features.device) > 0.5
@@ -330,12 +336,17 @@ class Inversion:
             named = "the region"
         else:
             keep[:], named = True, "the whole stage"
-        return features * keep, named
+        seed = features * keep
+        if not bool(seed.any()):
+            raise StageError(
+                f"every feature of {named} of stage {level} is zero here, so there is no picture to certify"
+            )
+        return seed, named
 
     def _return(self, tensor: Tensor) -> Tensor:
         return tensor.detach() if self._home is None else tensor.detach().to(self._home)
 
-    def _picture(self, drawn: Sequence[Drawn], what: str, natural: bool | None = None) -> Picture:
+    def _picture(self, drawn: Sequence[Drawn], what: str) -> Picture:
         method = self._methods[0]
         own, null = torch.stack([d.own for d in drawn]), torch.stack([d.null for d in drawn])
         preprocessing = self.encoder.preprocessing
@@ -343,22 +354,32 @@ class Inversion:
         return Picture(
             tensor=self._return(own if self._batched else own[0]),
             null=self._return(null if self._batched else null[0]),
-            mode=method.mode,
+            mode=drawn[0].mode or method.mode,
             called=method.called,
             caption=f"{what}: {method.caption}",
-            natural=method.natural if natural is None else natural,
+            natural=method.natural if drawn[0].natural is None else drawn[0].natural,
             display=Display(preprocessing.mean, preprocessing.std),
             figures=figures,
             notes=tuple(dict.fromkeys(n for d in drawn for n in d.notes)),
             provenance=Provenance(
                 encoder=self.encoder.name,
-                weights=self.encoder.weights_digest,
+                weights=self._opened[0].weights_digest,
                 image=" ".join(o.digest for o in self._opened),
                 settings=self._settings,
                 version=__version__,
                 seed=self._seed,
             ),
         )
+
+
+def _index(value: Any) -> int:
+    """A whole number of any library's type. Raises StageError for anything else, True and 1.0 included."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise StageError(f"expected a whole number as index, got {value!r}") from None
 
 
 def _joined(values: Sequence[Any]) -> Any:

@@ -21,6 +21,8 @@ from pullback.inversion.prior import Prior
 
 Map = Callable[[Tensor], Tensor]
 
+LADDER = (2, 3, 5, 8, 12, 20, 30, 50, 80, 130, 200, 320, 500)
+
 
 @dataclass(frozen=True, eq=False)
 class Solution:
@@ -92,9 +94,9 @@ class WienerSolver:
     def solve(
         self, residuals: Tensor, *, steps: int | None = None, seconds: float | None = None, tolerance: float = 1e-6
     ) -> Solution:
-        """Solve for residuals (K, *out) in a number of `steps`, or in as many as fit into about `seconds` (at least two).
+        """Solve for residuals (K, *out) in a number of `steps`, or in as many of the ladder as fit into about `seconds`.
 
-        The time of the first two steps fixes the count, so the answer depends on the count alone. Each right-hand side stops by
+        The time of the second step fixes the count, and the answer depends on the count alone. Each right-hand side stops by
         itself once its residual falls below `tolerance * ||r||`. A step costs one `vm` and one `mv` for the whole batch; one
         more pair at the end yields the picture and the true residual.
         """
@@ -106,8 +108,7 @@ class WienerSolver:
             raise OptionError(f"residuals must be (K, *{self.out_shape}), but have shape {tuple(residuals.shape)}")
         start = time.perf_counter()
         self.scale(residuals)
-        looped = time.perf_counter()
-
+        second = start
         r = residuals.clone()
         z, p = torch.zeros_like(r), r.clone()
         power = _dot(r, r)  # (K,) squared residual norms
@@ -130,9 +131,11 @@ class WienerSolver:
             iterations += active
             active = active & (power > goal)
             done += 1
-            if done == 2 and seconds is not None:
-                pace = (_now(z) - looped) / 2
-                limit = max(2, int((seconds - (_now(z) - start)) / pace) + 1)  # one of these pairs is the closing one
+            if seconds is not None and done == 1:
+                second = _now(z)  # the first step also pays for what is made once
+            if seconds is not None and done == 2:
+                fitting = (seconds - (_now(z) - start)) / max(_now(z) - second, 1e-9) + 1  # one pair closes
+                limit = max((n for n in LADDER if n <= fitting), default=2)
         delta = self.prior.covariance(self.vm(z))
         left = residuals - self.mv(delta) - self.ridge * self.scale(z) * z
         norm = _dot(residuals, residuals).sqrt()

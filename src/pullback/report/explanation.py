@@ -60,7 +60,10 @@ class ChannelEntry:
 
 @dataclass(frozen=True)
 class Foreground:
-    """Share of each picture's energy inside the mask, to be read against `area`, the mask's share of the image."""
+    """Share of each picture's energy inside the mask, to be read against `area`, the mask's share of the image.
+
+    saliency: share of the saliency map's own sum; its squares would be the full picture's energy again.
+    """
 
     full: float
     positive: float

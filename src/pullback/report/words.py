@@ -46,8 +46,8 @@ HOW_TO_READ = (
     (
         "Compare first",
         "Every picture stands beside its null: the same method, mapping and scale, but without the image's features. "
-        "What both show comes from the method, its prior or the image's own gates; only what the null lacks can come "
-        "from the features.",
+        "What both show comes from the method, its prior or the image's own gates. What the null lacks need not come "
+        "from the features either: an unfitted cascade's null is empty, though the gates still shape its picture.",
     ),
     (
         "Three questions",

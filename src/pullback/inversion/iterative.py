@@ -1,0 +1,174 @@
+"""Ways to draw a stage at one image that solve or search step by step: the Wiener and the blind inverse (spec 3b, 3c)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pullback.errors import OptionError
+from pullback.inversion.blind import BlindResult, blind_inverse, recipe_for
+from pullback.inversion.leaky import leaky_rules
+from pullback.inversion.methods import Drawn, combined
+from pullback.inversion.opened import Opened
+from pullback.inversion.prior import Prior
+from pullback.inversion.wiener import WienerSolver
+
+CONVERGED = 0.1  # relative residual up to which a picture goes without a warning
+
+
+@dataclass
+class WienerMethod:
+    """The Wiener inverse (spec 3b): the signal space of the stage at the image. Null: the same with F = 0.
+
+    With delta_c drawn from a channel's residual r * 1_c, a channel's picture is mu + delta_c, and a direction is
+    `sum_c (omega_c / alpha_c) delta_c`.
+    """
+
+    opened: Opened
+    prior: Prior
+    ridge: float
+    steps: int | None
+    seconds: float | None
+    seed: int
+
+    mode = "Wiener"
+    called = "signal space"
+    caption = "the part of the image that the stage is sensitive to; gates and bias come from the image itself"
+    natural = True
+    confined = True  # before the prior spreads it
+
+    def whole(self, level: int, features: Tensor | None = None) -> Drawn:
+        own, nothing = (
+            self._residual(level, features),
+            self._residual(level, torch.zeros_like(self.opened.levels[level])),
+        )
+        drawn = self._solve(own[None], nothing[None], level)
+        return Drawn(drawn.own[0], drawn.null[0], drawn.figures, drawn.notes)
+
+    def channels(self, level: int, channels: Tensor) -> Drawn:
+        own, null = (_only(r, channels) for r in self._both(level))
+        return self._solve(own, null, level)
+
+    def directions(self, level: int, omega: Tensor) -> Drawn:
+        at = self.opened.measure(level)
+        own, null = (combined(at, omega, r) for r in self._both(level))
+        return self._solve(own, null, level, centred=False)
+
+    def seeded(self, seed: Tensor, level: int) -> Drawn:
+        raise OptionError(
+            "a scalar's gradient is no feature, so the Wiener inverse cannot draw it; use method='cascade' or 'vjp'"
+        )
+
+    def _both(self, level: int) -> tuple[Tensor, Tensor]:
+        return self._residual(level), self._residual(level, torch.zeros_like(self.opened.levels[level]))
+
+    def _residual(self, level: int, features: Tensor | None = None) -> Tensor:
+        """r = F - b - J mu = F - F(x) + J (x - mu)."""
+        sensed = self.opened.whole(level).mv(self.opened.image - self.prior.mu(self.opened.image))
+        return sensed if features is None else features - self.opened.levels[level] + sensed
+
+    def _solve(self, own: Tensor, null: Tensor, level: int, centred: bool = True) -> Drawn:
+        """Solve for residuals (K, C, H, W) and those of their nulls in one batch."""
+        jacobian = self.opened.whole(level)
+        solver = WienerSolver(
+            jacobian.mv,
+            jacobian.vm,
+            self.prior,
+            jacobian.in_shape,
+            jacobian.out_shape,
+            ridge=self.ridge,
+            seed=self.seed,
+        )
+        solution = solver.solve(torch.cat([own, null]), steps=self.steps, seconds=self.seconds)
+        pictures = solution.delta + self.prior.mu(solution.delta) if centred else solution.delta
+        k = len(own)
+        worst = {
+            "relative residual": solution.relative_residual[:k],
+            "null: relative residual": solution.relative_residual[k:],
+        }
+        residuals = {name: float(values.max()) for name, values in worst.items()}
+        notes: tuple[str, ...] = ()
+        if max(residuals.values()) > CONVERGED:
+            notes = (
+                "not converged: what the remaining residual would still change is not shown; more steps or seconds bring it down",
+            )
+        figures = {"steps": solution.steps, **residuals, "ridge": self.ridge}
+        return Drawn(pictures[:k], pictures[k:], figures, notes, natural=None if centred else False)
+
+
+def _only(residual: Tensor, channels: Tensor) -> Tensor:
+    """r * 1_c for each channel index: (K, C, H, W)."""
+    seeds = residual.new_zeros(len(channels), *residual.shape)
+    seeds[torch.arange(len(channels)), channels] = residual[channels]
+    return seeds
+
+
+@dataclass
+class BlindMethod:
+    """The blind inverse (spec 3c): features only, no gate of the image. Null: the blind inverse of zero features.
+
+    Of `prior` the mean, the colours and the size count; the spectrum is that of the stage's recipe.
+    """
+
+    opened: Opened
+    prior: Prior
+    steps: int | None
+    seconds: float | None
+    seed: int
+
+    mode = "blind"
+    called = "drawn from the features alone"
+    caption = "an image whose features match, searched from the mean colour under a natural-image prior"
+    natural = True
+    confined = False
+
+    def whole(self, level: int, features: Tensor | None = None) -> Drawn:
+        self.opened.measure(level)  # an image without features has nothing to be searched for
+        target = self.opened.levels[level] if features is None else features
+        nothing = torch.zeros_like(target)
+        scale = target.norm() if bool(target.any()) else self.opened.levels[level].norm()
+        # The numbers in the image may choose the path through the network: then own and null must not share a run.
+        batches = [[target], [nothing]] if self.opened.encoder.data_dependent else [[target, nothing]]
+        found: list[BlindResult] = []
+        for batch in batches:
+            steps = found[0].steps if found else self.steps
+            seconds = None if found or self.seconds is None else self.seconds / len(batches)
+            found.append(self._search(level, torch.stack(batch), scale, steps, seconds))
+        own, null = torch.cat([f.x for f in found])
+        misfit, null_misfit = torch.cat([f.misfit for f in found]).tolist()
+        notes: tuple[str, ...] = ()
+        if misfit > 0.99 * float(found[0].history[0, 0]):
+            notes = ("the search did not come closer to the features: this picture is its start, not an inverse",)
+        figures = {"steps": found[0].steps, "feature misfit": misfit, "null: feature misfit": null_misfit}
+        return Drawn(own, null, figures, notes)
+
+    def _search(
+        self, level: int, target: Tensor, scale: Tensor, steps: int | None, seconds: float | None
+    ) -> BlindResult:
+        encoder = self.opened.encoder
+        height, reached = self.opened.image.shape[-2], target.shape[-2]
+        return blind_inverse(
+            encoder.stretch(level, rules=leaky_rules),
+            target,
+            self.prior,
+            recipe_for(height / reached),
+            scale=scale.expand(len(target)),
+            steps=steps,
+            seconds=seconds,
+            seed=self.seed,
+        )
+
+    def channels(self, level: int, channels: Tensor) -> Drawn:
+        raise _whole_stages_only("channels")
+
+    def directions(self, level: int, omega: Tensor) -> Drawn:
+        raise _whole_stages_only("class directions")
+
+    def seeded(self, seed: Tensor, level: int) -> Drawn:
+        raise _whole_stages_only("single seeds (read-outs, certificates)")
+
+
+def _whole_stages_only(what: str) -> OptionError:
+    return OptionError(f"the blind inverse draws whole stages only; for {what} use method='cascade' or 'vjp'")
