@@ -77,7 +77,7 @@ def loss_of(opened: Opened, correctors: Correctors, channels: int, generator: to
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--batch", type=int, default=4, help="scenes a step")
     parser.add_argument("--channels", type=int, default=8, help="channels drawn for each scene")
     parser.add_argument("--rate", type=float, default=2e-2, help="Adam's rate, cosine to zero")

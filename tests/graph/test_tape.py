@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pullback.encoders.twin import read_logits
 from pullback.errors import EncoderError
-from pullback.graph import INPUT, Point, record
+from pullback.graph import INPUT, Point, plain_autograd, record
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -24,7 +24,8 @@ def test_a_replay_is_the_network_at_any_image(name: str) -> None:
     tape = taped(net, batch(name))
     for x in (batch(name), batch(name, seed=1)):
         again, repulled = vjp(lambda x: tape.replay(x, [tape.output])[0], x)
-        assert relative(again, read_logits(net(x.clone()))) < 1e-12
+        with plain_autograd(x.device):
+            assert relative(again, read_logits(net(x.clone()))) < 1e-12
         if not getattr(NETS[name], "own_backward", False):
             _, pulled = vjp(lambda x: read_logits(net(x)), x)
             assert relative(repulled, pulled) < 1e-12

@@ -13,6 +13,7 @@ from oracles.awkward_modules import (
     CalledTwice,
     Checkpointed,
     CheckpointedReentrant,
+    CompiledFunction,
     DataclassOutput,
     DictOutput,
     Dropout,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pullback.encoders.encoder import Encoder
 from pullback.encoders.twin import read_logits, twin
+from pullback.graph import plain_autograd
 
 SPATIAL = [name for name in NETS if name not in ("transformer", "perceptron")]
 
@@ -38,7 +39,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 def hooked(name: str, stage: int | str, x: Tensor) -> Tensor:
     """The value with its graph that the network's own forward pass returns at a stage, seen by a hook on the module."""
     net = twin(NETS[name]()).double()
-    with torch.enable_grad():
+    with plain_autograd(x.device):
         if stage == "logits":
             return read_logits(net(x.clone()))
         module, _, call = encoder(name).stage(stage).name.partition("#")

@@ -9,7 +9,7 @@ from oracles.families import NETS
 from torch import Tensor, nn
 
 from pullback.encoders.twin import read_logits, twin
-from pullback.graph import Tape, record
+from pullback.graph import Tape, plain_autograd, record
 
 
 def double_twin(name: str) -> nn.Module:
@@ -28,7 +28,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 def vjp(function: Callable[[Tensor], Tensor], x: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The value of `function` at `x`, and a cotangent (default: a random one) pulled back by autograd."""
-    with torch.enable_grad():
+    with plain_autograd(x.device):
         leaf = x.detach().clone().requires_grad_()
         value = function(leaf.clone())
         if w is None:
