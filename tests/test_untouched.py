@@ -1,4 +1,4 @@
-"""Nothing of the user's changes: every public function, ending well, in an exception, or in an interrupt, on four networks."""
+"""Nothing of the user's changes: every public function, ending well, in an exception, or in an interrupt, on five networks."""
 
 from __future__ import annotations
 
@@ -58,6 +58,14 @@ class InPlace(SmallNet):
         return self.fc(self.pool(self.layer3(self.layer2(self.last))).flatten(1))
 
 
+class Noisy(SmallNet):
+    """Draws at every pass, in eval mode too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(self.layer2(self.layer1(x + 0.01 * torch.randn_like(x))), 0.3, training=True)
+        return self.fc(self.pool(self.layer3(x)).flatten(1))
+
+
 def in_training() -> nn.Module:
     """In the middle of training: gradients, some parameters frozen, one module in eval mode."""
     net = Dropping().train()
@@ -90,7 +98,11 @@ def widened() -> nn.Module:
     return SmallNet().double().eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-NETS = {make.__name__: make for make in (in_training, hooked, counting, widened)}
+def noisy() -> nn.Module:
+    return Noisy().eval()
+
+
+NETS = {make.__name__: make for make in (in_training, hooked, counting, widened, noisy)}
 
 
 def made(name: str) -> nn.Module:
@@ -253,7 +265,7 @@ def test_the_users_module_and_every_global_switch_stay_as_they_are(name: str, ca
         CALLS[call](net)
     with bursting(None, Boom) as calls:
         CALLS[call](net)
-    shares = np.random.default_rng(len(call) + len(name)).uniform(0, 1, 8)
+    shares = np.random.default_rng(len(call) + len(name)).uniform(0, 1, 6)
     for n, share in enumerate(shares):
         at, error = 1 + int(share * calls[0]), (Boom, KeyboardInterrupt)[n % 2]
         answers = suppress(

@@ -42,9 +42,14 @@ def test_awkward_networks(name: str) -> None:
 
 
 SAID = {
-    "plain": ["network: Plain, 3,313 parameters, float32 on cpu", "input: 3 x 32 x 32", "certificate: gates are exact at every stage",
-              "logits: the output itself, of shape (1, 5)", "head: linear after global average pooling: exact class weights",
-              "fits: nothing stands in the way"],
+    "plain": [
+        "network: Plain, 3,313 parameters, float32 on cpu",
+        "input: 3 x 32 x 32",
+        "certificate: gates are exact at every stage",
+        "logits: the output itself, of shape (1, 5)",
+        "head: linear after global average pooling: exact class weights",
+        "fits: nothing stands in the way",
+    ],
     "data_parallel": ["wrappers taken off: DataParallel"],
     "compiled": ["wrappers taken off: torch.compile"],
     "compiled_part": ["compiled parts are run without their compilation"],
@@ -55,12 +60,24 @@ SAID = {
     "half": ["float16 on cpu", "computes in float16"],
     "weight_norm": ["its own hooks run on the copy too"],
     "branching": ["depends on the image's numbers"],
-    "instance_norm": ["signed boundaries (not the output of a ReLU): stage 1", "certificate: gates are exact up to stage 1",
-                      "a unit of stages 1, 2, 3 sees the whole image through native_batch_norm in norm"],
+    "instance_norm": [
+        "signed boundaries (not the output of a ReLU): stage 1",
+        "certificate: gates are exact up to stage 1",
+        "a unit of stages 1, 2, 3 sees the whole image through native_batch_norm in norm",
+    ],
     "custom_backward": ["signed boundaries (not the output of a ReLU): stages 1, 2, 3"],
-    "batch_mixing": ["problem: a neighbour in the batch changes an image's result", "chunk=1", "certificate: gates are exact up to stage 2"],
-    "transformer": ["problem: the network has no spatial stages", "Jacobian works", "inversions do not", "does not fit"],
-}  # fmt: skip
+    "batch_mixing": [
+        "problem: a neighbour in the batch changes an image's result",
+        "chunk=1",
+        "certificate: gates are exact up to stage 2",
+    ],
+    "transformer": [
+        "problem: the network has no spatial stages",
+        "Jacobian works",
+        "inversions do not",
+        "does not fit",
+    ],
+}
 
 
 @pytest.mark.parametrize("name", SAID)

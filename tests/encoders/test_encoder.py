@@ -196,6 +196,17 @@ def test_the_self_check_and_its_notes(name: str) -> None:
     assert made.double().notes == made.notes or name in ("straight_through",)
 
 
+def test_a_backward_pass_that_differs_is_noted() -> None:
+    """Guided backpropagation changes gradients by hooks: the derivative stays that of the forward pass."""
+    net = AWKWARD["plain"]()
+    net.level1[2].register_full_backward_hook(lambda module, into, out: (2 * into[0],))
+    made = Encoder.from_module(net, input_shape=(3, 32, 32))
+    assert "the VJP differs from the network's own autograd by 5.0e-01" in " ".join(made.notes)
+    w = torch.ones(10, 8, 8)
+    plain = Encoder.from_module(AWKWARD["plain"](), input_shape=(3, 32, 32))
+    assert torch.equal(made.jacobian(X, 3).vm(w), plain.jacobian(X, 3).vm(w))
+
+
 def test_what_an_encoder_prints() -> None:
     made = Encoder.from_module(
         AWKWARD["plain"](), name="mine", classes=list("abcde"), input_shape=(3, 32, 32), notes=["random weights"]

@@ -249,6 +249,22 @@ def test_mean_removal_alone_leaves_the_field_of_a_channel_that_is_not_nested() -
     assert outside["rms only"] == outside["raw"] == 0
 
 
+def test_pictures_of_rms_only_channels_lie_in_the_channels_own_fields() -> None:
+    """Not only what the certificate draws for itself, in additive and in frozen mode."""
+    encoder, x = ENCODERS[2], spots((2, 2))
+    x[0, 40, 40] = 1  # to which only some channels answer
+    centred = Correctors.unfitted([3, 8, 12])
+    for mode in ("additive", "frozen"):
+        for correctors, stays in ((centred.rms_only(), True), (centred, False)):
+            with Inverter(encoder, mode=mode, correctors=correctors)(x) as inv:
+                outside = []
+                for channels, pictures in inv.channels(2):
+                    for c, picture in zip(channels.tolist(), pictures, strict=True):
+                        field = dilate(inv.certificate(2, channel=c).field)
+                        outside.append(float(gradient_energy(picture)[~field].sum()))
+            assert (max(outside) == 0) is stays
+
+
 def test_a_decoder_with_spatial_kernels_fails() -> None:
     """The pull-back of one unit, smoothed with a 5 x 5 kernel: two pixels beyond the field."""
     encoder, x = ENCODERS[0], spots((20, 20))

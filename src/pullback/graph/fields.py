@@ -67,7 +67,7 @@ def pull_support(tape: Tape, seed: Tensor, at: Point, start: Point | None = None
     """The support of `J^T seed` at `start` (default: the input), for a boolean `seed` of the shape of the value at `at`."""
     start = start or tape.input
     program = tape.program(start, [at])
-    masks: dict[int, Tensor] = {at.tensor: seed.bool()}
+    masks: dict[int, Tensor] = {at.tensor: seed.bool().cpu()}  # structure is followed on the CPU
     unknown: dict[str, None] = {}
     everywhere: dict[str, None] = {}
     for i, _ in reversed(program.steps):
@@ -90,7 +90,7 @@ def pull_support(tape: Tape, seed: Tensor, at: Point, start: Point | None = None
                 if op.name in _MIXING and _spread(out[0], mask):
                     everywhere[f"{op.name} in {op.module}" if op.module else op.name] = None
     mask = masks.get(start.tensor, torch.zeros(tape.shapes[start.tensor], dtype=torch.bool))
-    return Support(mask, tuple(unknown), tuple(everywhere))
+    return Support(mask.to(seed.device), tuple(unknown), tuple(everywhere))
 
 
 def _share_written(tape: Tape, op: Op, masks: dict[int, Tensor]) -> None:
@@ -190,7 +190,7 @@ def _pair(value: Any) -> tuple[int, ...]:
 def _adjoint_of(tape: Tape, op: Op, func: Callable[..., Any], out: list[Tensor]) -> dict[int, Tensor]:
     """Adjoint of a non-negative linear operation applied to the masks, by autograd on zeros."""
     with torch.enable_grad():
-        places = {t: tape.constants[t] for t in op.inputs[1:]} if op.name in _INDEXED else {}
+        places = {t: tape.constants[t].cpu() for t in op.inputs[1:]} if op.name in _INDEXED else {}
         stand_in = {
             t: torch.zeros(tape.shapes[t], requires_grad=True) for t in dict.fromkeys(op.inputs) if t not in places
         }

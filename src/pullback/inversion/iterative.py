@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pullback.errors import OptionError
+from pullback.graph import plain_autograd
 from pullback.inversion.blind import BlindResult, blind_inverse, recipe_for
 from pullback.inversion.leaky import leaky_rules
 from pullback.inversion.methods import Drawn, combined
@@ -149,16 +150,17 @@ class BlindMethod:
     ) -> BlindResult:
         encoder = self.opened.encoder
         height, reached = self.opened.image.shape[-2], target.shape[-2]
-        return blind_inverse(
-            encoder.stretch(level, rules=leaky_rules),
-            target,
-            self.prior,
-            recipe_for(height / reached),
-            scale=scale.expand(len(target)),
-            steps=steps,
-            seconds=seconds,
-            seed=self.seed,
-        )
+        with plain_autograd(encoder.device):
+            return blind_inverse(
+                encoder.stretch(level, rules=leaky_rules),
+                target,
+                self.prior,
+                recipe_for(height / reached),
+                scale=scale.expand(len(target)),
+                steps=steps,
+                seconds=seconds,
+                seed=self.seed,
+            )
 
     def channels(self, level: int, channels: Tensor) -> Drawn:
         raise _whole_stages_only("channels")

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+
+from pullback.encoders.naming import class_index
+from pullback.errors import ClassError
+
+CLASSES = ["tabby, tabby cat", "tiger cat", "pets/Abyssinian", "Egyptian cat", "tiger", "crane", "crane"]
+
+
+@pytest.mark.parametrize(
+    ("target", "index"),
+    [
+        (0, 0), ("6", 6), (" 3 ", 3), ("tiger", 4), ("Tiger Cat", 1), ("tabby", 0), ("tabby cat", 0), ("abyssinian", 2),
+        ("pets/Abyssinian", 2), ("egypt", 3),
+    ],
+)  # fmt: skip
+def test_a_class_by_index_name_synonym_or_unambiguous_part(target: int | str, index: int) -> None:
+    assert class_index(target, CLASSES, len(CLASSES)) == index
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (7, r"class 7 is out of range: the network has classes 0 to 6"),
+        ("-1", "class -1 is out of range"),
+        ("cat", "could be 0 tabby, tabby cat, 1 tiger cat, 3 Egyptian cat; give the index"),
+        ("crane", "could be 5 crane, 6 crane; give the index"),
+        ("tigre", r"unknown class 'tigre'; nearest: tiger \(4\)"),
+        ("submarine", r"unknown class 'submarine'; nearest: "),
+        ("<b>", "unknown class '<b>'"),
+    ],
+)
+def test_an_unknown_or_ambiguous_class_is_an_error_that_helps(target: int | str, words: str) -> None:
+    with pytest.raises(ClassError, match=words):
+        class_index(target, CLASSES, len(CLASSES))
+
+
+def test_a_network_without_names_or_without_classes() -> None:
+    assert class_index("2", None, 5) == 2
+    with pytest.raises(ClassError, match="class names are not known; give an index 0 to 4"):
+        class_index("tabby", None, 5)
+    with pytest.raises(ClassError, match="has no classes"):
+        class_index(0, None, None)
