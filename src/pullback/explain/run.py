@@ -169,7 +169,7 @@ def _one(
         encoder,
         encoder.preprocess(loaded.image),
         picture=shown,
-        file_name=loaded.name,
+        file_name=loaded.name if job.source else job.stem,
         origin=origin,
         digest=loaded.digest,
         target=target,

@@ -57,8 +57,11 @@ def recipe_for(stride: float) -> Recipe:
 
 @dataclass(frozen=True, eq=False)
 class BlindResult:
-    """x (B, c, H, W) in preprocessed units; misfit (B,) = ||F(x) - F|| / scale at x; history (steps, B), the misfit before
-    each step; `steps` is the number to ask for to get the same bits again."""
+    """The step of smallest loss, for each item.
+
+    x (B, c, H, W) in preprocessed units; misfit (B,) = ||F(x) - F|| / scale at x; history (steps, B), the misfit before each
+    step; `steps` is the number to ask for to get the same bits again.
+    """
 
     x: Tensor
     misfit: Tensor
@@ -101,12 +104,16 @@ def blind_inverse(
     def picture(z: Tensor) -> Tensor:
         return prior.mu(z) + recipe.amplitude * prior.root(z)
 
-    def gradient(z: Tensor) -> tuple[Tensor, Tensor]:
-        """Derivative of the summed loss in z, and the misfit (B,): a sum, so no item feels another."""
+    def losses(z: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and misfit of each item, (B,) both."""
+        misfit = _norms(features(picture(z)) - target) / scale
+        return misfit + recipe.tau * z.square().flatten(1).sum(1), misfit
+
+    def gradient(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Derivative of the summed loss in z, loss and misfit (B,): a sum, so no item feels another."""
         with torch.enable_grad():
-            misfit = _norms(features(picture(z)) - target) / scale
-            loss = (misfit + recipe.tau * z.square().flatten(1).sum(1)).sum()
-            return torch.autograd.grad(loss, z)[0], misfit.detach()
+            loss, misfit = losses(z)
+            return torch.autograd.grad(loss.sum(), z)[0], loss.detach(), misfit.detach()
 
     start = time.perf_counter()
     noise = torch.randn(prior.mean.numel(), *prior.size, generator=torch.Generator().manual_seed(seed)) * START
@@ -116,24 +123,32 @@ def blind_inverse(
         steps = _affordable(lambda: gradient(z), seconds)
     optimiser = torch.optim.Adam([z], lr=RATE, betas=BETAS)
     history = []
+    best, least = z.detach().clone(), torch.full_like(scale, torch.inf)
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
-        z.grad, misfit = gradient(z)
+        z.grad, loss, misfit = gradient(z)
         history.append(misfit)
+        best, least = _better(z, loss, best, least)
         optimiser.step()
     with torch.no_grad():
-        x = picture(z)
+        x = picture(_better(z, losses(z)[0], best, least)[0])
         misfit = _norms(features(x) - target) / scale
     if not bool(torch.isfinite(misfit).all()):
         raise NumericsError(f"the blind inverse left the finite numbers: misfits {misfit.tolist()} after {steps} steps")
     return BlindResult(x, misfit, torch.stack(history), steps, time.perf_counter() - start)
 
 
+def _better(z: Tensor, loss: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+    """For each item the one of two points with the smaller loss: a search that runs away still shows how far it came."""
+    lower = loss < least
+    return torch.where(lower[:, None, None, None], z.detach(), best), torch.where(lower, loss, least)
+
+
 def _norms(features: Tensor) -> Tensor:
     return torch.linalg.vector_norm(features.flatten(1), dim=1)
 
 
-def _affordable(evaluate: Callable[[], tuple[Tensor, Tensor]], seconds: float) -> int:
+def _affordable(evaluate: Callable[[], tuple[Tensor, Tensor, Tensor]], seconds: float) -> int:
     """The largest number of steps of the ladder within `seconds`, two trial gradients included; the first one warms up."""
     start = time.perf_counter()
     evaluate()[1].tolist()  # reading the numbers waits for an accelerator

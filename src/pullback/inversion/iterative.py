@@ -140,8 +140,8 @@ class BlindMethod:
         own, null = torch.cat([f.x for f in found])
         misfit, null_misfit = torch.cat([f.misfit for f in found]).tolist()
         notes: tuple[str, ...] = ()
-        if misfit > 0.99 * float(found[0].history[0, 0]):
-            notes = ("the search did not come closer to the features: this picture is its start, not an inverse",)
+        if misfit > 0.5:
+            notes = (f"the search met only a part of the features (misfit {misfit:.2f}): not an inverse of this stage",)
         figures = {"steps": found[0].steps, "feature misfit": misfit, "null: feature misfit": null_misfit}
         return Drawn(own, null, figures, notes)
 
