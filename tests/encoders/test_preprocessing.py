@@ -161,7 +161,7 @@ def test_a_mask_has_two_axes() -> None:
         {"mean": (0.5,)},
         {"std": (0.2, 0.0, 0.2)},
         {"mean": (0.5, float("nan"), 0.5)},
-        {"channels": 4},
+        {"channels": 0},
     ],
 )
 def test_senseless_numbers_are_named(wrong: dict[str, object]) -> None:
@@ -174,3 +174,9 @@ def test_text_says_everything() -> None:
     text = str(Preprocessing((224, 200), 256, source="a card", assumed=("the mean is a guess",)))
     for part in ("resized to 256", "200 x 224", "0.485", "0.229", "a card", "assumed: the mean is a guess"):
         assert part in text
+
+
+def test_a_network_with_four_channels_takes_tensors_only() -> None:
+    preprocessing = Preprocessing((8, 8), None, mean=(0.5,) * 4, std=(0.5,) * 4, channels=4)
+    with pytest.raises(ImageError, match="takes 4: pass a preprocessed tensor"):
+        preprocessing(Image.new("RGB", (8, 8)))

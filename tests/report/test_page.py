@@ -181,7 +181,7 @@ def test_a_class_that_is_not_the_first_answer_is_named_so(explain):
 
 def test_foreground_energy_stands_beside_the_area_share(explain):
     words = text(page(explain()))
-    assert "full 41.2 % positive 39.0 % negative 40.5 % saliency 33.0 %" in words
+    assert "full 41.2 % positive 39.0 % negative 40.5 % saliency, not squared 33.0 %" in words
     assert "Area share: 25.0 %" in words
     assert "2.1 % of pixels unknown, left out" in words
     nan = float("nan")

@@ -48,6 +48,8 @@ def certify(
     vacuous = bool(inside.all())
     where = named if spread is None else f"{named} ({spread})"
     words = _words(where, area, vacuous, holds, outside, _promise(confined, exact, nested))
+    if not bool(seed.any()):
+        words = f"every feature of {named} is zero at this image: its field is empty, and the certificate says nothing"
     return Certificate(
         stage=level,
         seed=named,

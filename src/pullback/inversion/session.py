@@ -336,12 +336,7 @@ class Inversion:
             named = "the region"
         else:
             keep[:], named = True, "the whole stage"
-        seed = features * keep
-        if not bool(seed.any()):
-            raise StageError(
-                f"every feature of {named} of stage {level} is zero here, so there is no picture to certify"
-            )
-        return seed, named
+        return features * keep, named
 
     def _return(self, tensor: Tensor) -> Tensor:
         return tensor.detach() if self._home is None else tensor.detach().to(self._home)
