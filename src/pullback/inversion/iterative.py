@@ -14,6 +14,7 @@ from pullback.inversion.leaky import leaky_rules
 from pullback.inversion.methods import Drawn, combined
 from pullback.inversion.opened import Opened
 from pullback.inversion.prior import Prior
+from pullback.inversion.seeds import channel_seeds
 from pullback.inversion.wiener import WienerSolver
 
 CONVERGED = 0.1  # relative residual up to which a picture goes without a warning
@@ -41,20 +42,17 @@ class WienerMethod:
     confined = True  # before the prior spreads it
 
     def whole(self, level: int, features: Tensor | None = None) -> Drawn:
-        own, nothing = (
-            self._residual(level, features),
-            self._residual(level, torch.zeros_like(self.opened.levels[level])),
-        )
-        drawn = self._solve(own[None], nothing[None], level)
+        own, null = self._residuals(level, features)
+        drawn = self._solve(own[None], null[None], level)
         return Drawn(drawn.own[0], drawn.null[0], drawn.figures, drawn.notes)
 
     def channels(self, level: int, channels: Tensor) -> Drawn:
-        own, null = (_only(r, channels) for r in self._both(level))
+        own, null = (channel_seeds(r, channels) for r in self._residuals(level))
         return self._solve(own, null, level)
 
     def directions(self, level: int, omega: Tensor) -> Drawn:
         at = self.opened.measure(level)
-        own, null = (combined(at, omega, r) for r in self._both(level))
+        own, null = (combined(at, omega, r) for r in self._residuals(level))
         return self._solve(own, null, level, centred=False)
 
     def seeded(self, seed: Tensor, level: int) -> Drawn:
@@ -62,13 +60,11 @@ class WienerMethod:
             "a scalar's gradient is no feature, so the Wiener inverse cannot draw it; use method='cascade' or 'vjp'"
         )
 
-    def _both(self, level: int) -> tuple[Tensor, Tensor]:
-        return self._residual(level), self._residual(level, torch.zeros_like(self.opened.levels[level]))
-
-    def _residual(self, level: int, features: Tensor | None = None) -> Tensor:
-        """r = F - b - J mu = F - F(x) + J (x - mu)."""
+    def _residuals(self, level: int, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """r = F - b - J mu = F - F(x) + J (x - mu), of the given features (default: the image's own) and of F = 0."""
+        at = self.opened.levels[level]
         sensed = self.opened.whole(level).mv(self.opened.image - self.prior.mu(self.opened.image))
-        return sensed if features is None else features - self.opened.levels[level] + sensed
+        return sensed if features is None else features - at + sensed, sensed - at
 
     def _solve(self, own: Tensor, null: Tensor, level: int, centred: bool = True) -> Drawn:
         """Solve for residuals (K, C, H, W) and those of their nulls in one batch."""
@@ -97,13 +93,6 @@ class WienerMethod:
             )
         figures = {"steps": solution.steps, **residuals, "ridge": self.ridge}
         return Drawn(pictures[:k], pictures[k:], figures, notes, natural=None if centred else False)
-
-
-def _only(residual: Tensor, channels: Tensor) -> Tensor:
-    """r * 1_c for each channel index: (K, C, H, W)."""
-    seeds = residual.new_zeros(len(channels), *residual.shape)
-    seeds[torch.arange(len(channels)), channels] = residual[channels]
-    return seeds
 
 
 @dataclass

@@ -33,9 +33,14 @@ class Measure:
 
     def seeds(self, channels: Tensor) -> Tensor:
         """Channel seeds S_c = F * 1_c, equation (3): (K, C, H, W) for K channel indices."""
-        made = self.features.new_zeros(len(channels), *self.features.shape)
-        made[torch.arange(len(channels)), channels] = self.features[channels]
-        return made
+        return channel_seeds(self.features, channels)
+
+
+def channel_seeds(values: Tensor, channels: Tensor) -> Tensor:
+    """values * 1_c for each of K channel indices, values (C, H, W): (K, C, H, W)."""
+    made = values.new_zeros(len(channels), *values.shape)
+    made[torch.arange(len(channels)), channels] = values[channels]
+    return made
 
 
 def measure(features: Tensor, stage: str) -> Measure:

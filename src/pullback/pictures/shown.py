@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from abc import ABC, abstractmethod
 from base64 import b64encode
 from dataclasses import dataclass
 from html import escape
@@ -96,16 +97,16 @@ def html(rows: tuple[Row, ...]) -> str:
     return "".join(parts)
 
 
-class Shown:
+class Shown(ABC):
     """A result that can be looked at: it says its rows, and is saved, shown and displayed by them."""
 
+    @abstractmethod
     def rows(self) -> tuple[Row, ...]:
         """The pictures and words of this result."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """What JSON can carry of this result: no tensors."""
-        raise NotImplementedError
 
     def save(self, path: str | Path) -> None:
         """Write the captioned sheet as PNG, whole or not at all; `to_dict()` travels inside the file as text.
