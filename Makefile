@@ -4,9 +4,10 @@ SHELL := bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := $(VENV)/.peers
 DEMO := demo
 
-.PHONY: help venv demo test lint
+.PHONY: help venv demo test lint bench
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +15,7 @@ help:
 	@echo "make demo   explain a bundled scene; the last line is the path of the report"
 	@echo "make test   run the tests"
 	@echo "make lint   style, formatting, types, and the order of the floors"
+	@echo "make bench  time pullback beside its peers; half an hour on an idle machine (OPTIONS=\"--networks scenes\" for less)"
 
 venv: $(STAMP)
 
@@ -43,3 +45,11 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# zennit and captum ask for torch and torchvision, which are there already: the constraints keep them as they are.
+$(PEERS): $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[bench]'
+	@touch $@
+
+bench: $(PEERS)
+	@$(BIN)/python -m benchmarks $(OPTIONS)

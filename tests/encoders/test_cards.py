@@ -93,10 +93,17 @@ def test_stated_entries_replace_the_cards(stated: dict[str, Any], expected: dict
         ({"colour": 3}, "no entry 'colour'"),
         ({"size": "wide"}, "size='wide'"),
         ({"size": 22.5}, "whole number"),
+        ({"size": 1e999}, "whole number"),
+        ({"size": 10**400}, "too large"),
+        ({"size": 1_000_000}, r"size=\(1000000, 1000000\).*16,777,216 pixels"),
+        ({"size": 1e308}, "size=.*pixels"),
+        ({"size": []}, "size=.*a height and a width"),
+        ({"size": 32, "resize": 7072}, "resize=7072.*1 to 7071"),
         ({"mean": [0.5, 0.5]}, "mean=.*3 numbers"),
         ({"mean": "a,b,c"}, "mean='a,b,c'"),
         ({"std": 0}, "std=.*above 0"),
         ({"channels": True}, "channels=True"),
+        ({"channels": 10**11}, "channels=.*at most 1024"),
     ],
 )
 def test_stated_nonsense_is_named(stated: dict[str, Any], said: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,9 +14,11 @@ from oracles.awkward_modules import Plain, settled
 from oracles.awkward_nets import AWKWARD
 from oracles.encoded import relative
 from oracles.untouched import untouched
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pullback.encoders.encoder import Encoder
+from pullback.encoders.sources import load_encoder
 from pullback.errors import EncoderError
 
 
@@ -105,6 +110,23 @@ def test_results_are_the_same_whatever_the_caller_has_switched(scope: str) -> No
         assert torch.equal(a, b)
         assert not a.is_inference()
         assert not a.requires_grad
+
+
+def test_weights_fill_a_copy_of_a_network_that_a_factory_hands_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = used_net()
+    holder = ModuleType("user_nets")
+    holder.shared = lambda: net  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "user_nets", holder)
+    stored = {name: torch.full_like(tensor, 0.01) for name, tensor in net.state_dict().items()}
+    save_file(stored, tmp_path / "w.safetensors")
+    with untouched(net):
+        made = load_encoder(
+            "module:user_nets:shared", weights=tmp_path / "w.safetensors", preprocessing="size=32;resize=32"
+        )
+    for name, tensor in made.module.state_dict().items():
+        assert torch.equal(tensor, stored[name])
 
 
 def test_the_callers_tensor_is_not_written() -> None:

@@ -156,7 +156,9 @@ def test_a_mask_has_two_axes() -> None:
     "wrong",
     [
         {"size": (0, 224)},
+        {"size": (4096, 4097)},
         {"resize": 0},
+        {"resize": 10**6},
         {"interpolation": "lanczos"},
         {"mean": (0.5,)},
         {"std": (0.2, 0.0, 0.2)},

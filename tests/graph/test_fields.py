@@ -9,24 +9,13 @@ from hypothesis import strategies as st
 from oracles.awkward_nets import SPATIAL
 from oracles.families import FAMILIES
 from oracles.steps import STEPS, Steps
+from oracles.taped import Apply
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pullback.encoders.splitting import split
 from pullback.encoders.twin import read_logits, twin
 from pullback.graph import Point, Tape, pull_support, record
-
-
-class Apply(nn.Module):
-    """A function as a network, with the modules that it uses."""
-
-    def __init__(self, function: Callable[..., Tensor], *modules: nn.Module) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(modules)
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x, *self.parts)
 
 
 def generic(*shape: int, seed: int = 0) -> Tensor:

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from oracles.awkward_nets import AWKWARD
 from oracles.families import FAMILIES
+from oracles.taped import Apply
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,16 +12,6 @@ from pullback.encoders.twin import read_logits, twin
 from pullback.graph import Tape, channels_first, record
 
 CHANNELS, HEIGHT, WIDTH = 4, 6, 10  # told apart by their sizes
-
-
-class Apply(nn.Module):
-    def __init__(self, function: Callable[..., Tensor], *modules: nn.Module) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(modules)
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x, *self.parts)
 
 
 def taped(net: nn.Module, x: Tensor | None = None) -> Tape:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -160,6 +161,26 @@ def test_a_bad_picture_among_good_ones_is_listed_and_the_others_are_done(run: Ru
     links = re.findall(r'<h3><a href="([^"]+)">', Path("out/index.html").read_text())
     assert links == ["9.html", "10.html", "b-jpg.html", "b-png.html", "index-2.html"]
     assert "is not a picture that can be read" in Path("out/index.html").read_text()
+
+
+def test_the_longest_file_names_get_reports_with_shorter_ones(run: Run) -> None:
+    """Names are counted in bytes: a letter may take several, and ".html" takes one more than ".png"."""
+    stems = ["n" * 250 + "1", "n" * 250 + "2", "n" * 250, "é" * 125 + "n", "漢" * 83]
+    for stem in stems:
+        saved(f"folder/{stem}.png")
+    for folder in ("a", "b"):
+        saved(f"{folder}/{'d' * 251}.png")  # the name is told apart by its ending, and is longer then
+    ran = run("folder", "a", "b")
+    assert (ran.status, ran.out) == (0, "out/index.html\n")
+    made = {Path(name).stem for name in outputs()} - {"index"}
+    assert len(outputs()) == 3 * 7 + 1 and len(made) == 7
+    assert {stems[2], stems[4]} < made
+    assert sorted(re.sub("-[0-9a-f]{12}$", "", stem) for stem in made - set(stems)) == [
+        "d" * 237, "d" * 237, "n" * 237, "n" * 237, "é" * 118,
+    ]  # fmt: skip
+    for link in re.findall(r'<h3><a href="([^"]+)">', Path("out/index.html").read_text()):
+        assert Path("out", unquote(link)).is_file()
+    assert run("folder", "a", "b").err.count("done before") == 7
 
 
 def test_every_awkward_file_of_the_data_folder(data: Path, run: Run) -> None:
@@ -344,6 +365,10 @@ WRONG: dict[str, tuple[Callable[[], list[str]], str]] = {
     "an unknown preprocessing key": (lambda: ["--preprocessing", "size=32;colour=3"], "has no entry 'colour'"),
     "a preprocessing number": (lambda: ["--preprocessing", "size=32;mean=light"], "mean='light'"),
     "a preprocessing of zero": (lambda: ["--preprocessing", "size=32;std=0"], "std=(0.0, 0.0, 0.0)"),
+    "pictures of absurd size": (lambda: ["--preprocessing", "size=1000000"], "size=(1000000, 1000000)"),
+    "pictures resized absurdly": (lambda: ["--preprocessing", "size=32;resize=1000000"], "resize=1000000"),
+    "pictures of infinite size": (lambda: ["--preprocessing", "size=1e999"], "size='1e999'"),
+    "more channels than memory": (lambda: ["--preprocessing", "channels=99999999999"], "channels='99999999999'"),
     "no preprocessing at all": (lambda: ["--preprocessing", "the usual"], "preprocessing 'the usual' cannot be read"),
     "one channel for three": (lambda: ["--preprocessing", "size=32;channels=1;mean=0.5;std=0.5"], "(1, 1, 32, 32)"),
     "correctors of another network": (lambda: ["--correctors", correctors(3, 9)], "levels with [3, 9] channels"),

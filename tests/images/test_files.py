@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -104,13 +105,30 @@ def test_an_impossible_target_is_one_error(tmp_path: Path, target: str, advice: 
 
 
 def test_an_output_folder_is_made_with_its_parents(tmp_path: Path) -> None:
-    assert output_folder(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
-    assert tree(tmp_path) == {"a": None, "a/b": None}
+    with output_folder(str(tmp_path / "a" / "b")) as folder:
+        assert folder == tmp_path / "a" / "b"
+        assert tree(tmp_path) == {"a": None, "a/b": None}
+        write_whole(folder / "report.html", b"x")
+    assert tree(tmp_path) == {"a": None, "a/b": None, "a/b/report.html": b"x"}
+
+
+@pytest.mark.parametrize("error", [None, OSError("a picture"), OutputError("a report"), KeyboardInterrupt()])
+def test_folders_that_stay_empty_go_again(tmp_path: Path, error: BaseException | None) -> None:
+    (tmp_path / "mine").mkdir()
+    with nullcontext() if error is None else pytest.raises(type(error)) as caught, output_folder(tmp_path / "mine/a/b"):
+        if error is not None:
+            raise error
+    assert error is None or caught.value is error
+    assert tree(tmp_path) == {"mine": None}
+    with output_folder(tmp_path / "mine"):
+        pass
+    assert tree(tmp_path) == {"mine": None}
 
 
 def test_an_output_folder_keeps_what_is_in_it(tmp_path: Path) -> None:
     (tmp_path / "earlier.png").write_bytes(b"kept")
-    output_folder(tmp_path)
+    with output_folder(tmp_path):
+        pass
     assert tree(tmp_path) == {"earlier.png": b"kept"}
 
 
@@ -126,7 +144,7 @@ def test_an_output_folder_keeps_what_is_in_it(tmp_path: Path) -> None:
 def test_an_impossible_output_folder_is_one_error(tmp_path: Path, target: str, advice: str) -> None:
     (tmp_path / "file").write_bytes(b"kept")
     with pytest.raises(OutputError, match=advice):
-        output_folder(tmp_path / target)
+        output_folder(tmp_path / target).__enter__()
     assert tree(tmp_path) == {"file": b"kept"}
 
 
@@ -136,14 +154,14 @@ def test_an_output_folder_on_a_failing_disk_goes_again(
 ) -> None:
     monkeypatch.setattr(os, "fsync", failing(code))
     with pytest.raises(OutputError, match=os.strerror(code)):
-        output_folder(tmp_path / "a" / "b")
+        output_folder(tmp_path / "a" / "b").__enter__()
     assert tree(tmp_path) == {}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
 def test_a_folder_without_permission_is_one_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
-    for attempt in (lambda: output_folder(tmp_path), lambda: write_whole(tmp_path / "report.html", b"x")):
+    for attempt in (output_folder(tmp_path).__enter__, lambda: write_whole(tmp_path / "report.html", b"x")):
         with pytest.raises(OutputError, match="choose a folder that you may write to"):
             attempt()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from pullback.errors import NumericsError, OptionError
 from pullback.inversion import blind
-from pullback.inversion.blind import LADDER, Recipe, blind_inverse, recipe_for
+from pullback.inversion.blind import LADDER, Recipe, blind_inverse, choose_leak, recipe_for
 from pullback.inversion.prior import Prior
 
 SIZE = (12, 10)
@@ -182,11 +184,43 @@ def test_seconds_choose_a_rung_that_steps_reproduces_bit_for_bit(
     assert blind_inverse(slow, target, prior, RECIPE, seconds=0.5).steps == LADDER[0]
 
 
+def test_a_machine_that_slows_down_ends_the_search_and_it_is_told(
+    prior: Prior, net: nn.Sequential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(blind, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    costs = iter([1.0] * 12)  # two trials and ten steps; every later call costs 10
+
+    def slowing(x: Tensor) -> Tensor:
+        clock.now += next(costs, 10.0)
+        return net(x)
+
+    target = features_of(net, samples(prior, 1))
+    result = blind_inverse(slowing, target, prior, RECIPE, seconds=42.0)
+    assert result.steps == 40 and len(result.history) == 15  # 2 + 10 + 5 x 10 s: the first time beyond 1.25 x 42
+    assert result.misfit < result.history[0]
+
+
+def test_the_leak_is_the_largest_that_leads_downhill(prior: Prior, net: nn.Sequential) -> None:
+    """A planted backward pass that points uphill for leaks above a bound: the next smaller leak is taken."""
+    target = features_of(net, samples(prior, 1))
+    tried = []
+
+    def features(bound: float, leak: float) -> Callable[[Tensor], Tensor]:
+        tried.append(leak)
+        return lambda x: net(2 * x.detach() - x if leak > bound else x)  # the same numbers, the gradient reversed
+
+    for bound, expected in ((1.0, [0.2]), (0.1, [0.2, 0.1]), (-1.0, [0.2, 0.1, 0.05])):
+        leak = choose_leak(partial(features, bound), target, prior, RECIPE, target.norm()[None], 0)
+        assert tried == expected and leak == (0.0 if bound < 0 else expected[-1])
+        tried.clear()
+
+
 def test_recipes_ask_more_of_the_prior_with_depth() -> None:
     recipes = [recipe_for(stride) for stride in (2, 4, 8, 16, 32, 64)]
-    assert recipes[0] == recipes[1] and recipes[4] == recipes[5]
+    assert recipes[0] == recipes[1] and recipes[3] == recipes[4] == recipes[5]
     assert [r.tau for r in recipes] == sorted(r.tau for r in recipes)
-    assert len(set(recipes)) == 4
+    assert len(set(recipes)) == 3
 
 
 def test_what_cannot_be_inverted_is_refused(prior: Prior, net: nn.Sequential) -> None:

@@ -260,6 +260,9 @@ class TestCorrectors:
             fitted().check("other", [3, 8])
 
 
+SETTINGS: dict[str, object] = {"eps": 1e-6, "label": "", "absolute": False, "centred": True}
+
+
 class TestFiles:
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
     def test_a_round_trip_changes_no_bit(self, tmp_path: Path, dtype: torch.dtype) -> None:
@@ -309,14 +312,51 @@ class TestFiles:
             ({"0.beta": torch.zeros(3, 1)}, "holds no correctors"),
             ({"0.extra": torch.zeros(3)}, "holds no correctors"),
             ({"0.gamma": torch.full((3,), torch.nan)}, "not finite"),
+            ({"0.gamma": torch.ones(3, dtype=torch.int64)}, "holds no correctors"),
+            ({"0.beta": torch.zeros(3, dtype=torch.complex64)}, "holds no correctors"),
+            ({"0.beta": torch.zeros(3).to(torch.float8_e4m3fn)}, "holds no correctors"),
+            ({"schema": None}, "has schema None"),
+            ({"schema": [1]}, r"has schema \[1\]"),
+            ({"settings": None}, "holds no correctors"),
+            ({"settings": []}, "holds no correctors"),
+            ({"settings": "eps"}, "holds no correctors"),
+            ({"settings": SETTINGS | {"eps": True}}, "holds no correctors"),
+            ({"settings": SETTINGS | {"eps": None}}, "holds no correctors"),
+            ({"settings": SETTINGS | {"eps": [1e-6]}}, "holds no correctors"),
+            ({"settings": SETTINGS | {"eps": float("nan")}}, "holds no correctors"),
+            ({"settings": SETTINGS | {"absolute": "no"}}, "holds no correctors"),
+            ({"settings": SETTINGS | {"centred": 1.0}}, "holds no correctors"),
+            ({"settings": SETTINGS | {"label": 3}}, "holds no correctors"),
+            ({"settings": SETTINGS | {"label": None}}, "holds no correctors"),
+            ({"card": None}, "holds no correctors"),
+            ({"card": "small"}, "holds no correctors"),
+            ({"card": [["encoder", "small"]]}, "holds no correctors"),
+            ({"card": 1.5}, "holds no correctors"),
         ],
     )
     def test_damaged_files(self, tmp_path: Path, change: dict[str, object], words: str) -> None:
-        settings = {"eps": 1e-6, "label": "", "absolute": False, "centred": True}
-        about: dict[str, object] = {"schema": 1, "settings": settings, "card": {}}
+        about: dict[str, object] = {"schema": 1, "settings": SETTINGS, "card": {}}
         tensors = {"0.gamma": torch.ones(3), "0.beta": torch.zeros(3)}
         for key, value in change.items():
             (tensors if isinstance(value, Tensor) else about)[key] = value  # type: ignore[index]
         save_file(tensors, tmp_path / "c", {"pullback.correctors": json.dumps(about)})
         with pytest.raises(WeightsError, match=words):
+            Correctors.load(tmp_path / "c")
+
+    @pytest.mark.parametrize(
+        "text", ["", "no JSON", "null", "3", '"text"', "[]", "[1, 2]", "{}", '{"schema": 1}', "[" * 100_000]
+    )
+    def test_a_card_that_is_none(self, tmp_path: Path, text: str) -> None:
+        tensors = {"0.gamma": torch.ones(3), "0.beta": torch.zeros(3)}
+        save_file(tensors, tmp_path / "c", {"pullback.correctors": text})
+        with pytest.raises(WeightsError, match="holds no correctors of pullback"):
+            Correctors.load(tmp_path / "c")
+
+    @pytest.mark.parametrize("key", ["settings", "card", "eps", "label", "absolute", "centred"])
+    def test_a_missing_entry(self, tmp_path: Path, key: str) -> None:
+        about = {"schema": 1, "settings": {k: v for k, v in SETTINGS.items() if k != key}, "card": {}}
+        about.pop(key, None)
+        tensors = {"0.gamma": torch.ones(3), "0.beta": torch.zeros(3)}
+        save_file(tensors, tmp_path / "c", {"pullback.correctors": json.dumps(about)})
+        with pytest.raises(WeightsError, match="holds no correctors of pullback"):
             Correctors.load(tmp_path / "c")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -196,7 +197,7 @@ def test_the_null_of_the_blind_inverse_is_that_of_zero_features(encoder: Encoder
         other = inv.from_features(torch.ones_like(features), level)
     zero = torch.zeros_like(features)
     alone = blind_inverse(
-        encoder.stretch(level, rules=leaky_rules),
+        encoder.stretch(level, rules=partial(leaky_rules, slope=picture.figures["leak"])),
         torch.stack([zero, zero]),  # the same batch shape: the same bits
         prior,
         recipe_for(2**level),
@@ -315,7 +316,7 @@ def test_the_leaky_pass_is_exact_forward_and_lets_a_fifth_through_backward(name:
     encoder = Encoder.from_module(net, stages=["conv2" if view else "leave"], input_shape=(3, 8, 8))
 
     x = image(size=8)[None].requires_grad_()
-    out = encoder.stretch(1, rules=leaky_rules)(x)
+    out = encoder.stretch(1, rules=partial(leaky_rules, slope=0.2))(x)
     with torch.no_grad():
         pre1 = 3 * net.conv1(x) + 1
         pre2 = 3 * net.conv2(pre1.clamp(0, ceiling))
@@ -344,5 +345,5 @@ def test_without_a_last_gate_every_gate_leaks() -> None:
     net = randomised(Gated(F.relu, nn.Identity()), 0)
     encoder = Encoder.from_module(net, stages=["conv1", "conv2"], input_shape=(3, 8, 8))
     tape = encoder.tape(image(size=8)[None])
-    assert len(leaky_rules(tape, encoder.point(tape, 2))) == 1
-    assert len(leaky_rules(tape, encoder.point(tape, 1))) == 0
+    assert len(leaky_rules(tape, encoder.point(tape, 2), 0.2)) == 1
+    assert len(leaky_rules(tape, encoder.point(tape, 1), 0.2)) == 0

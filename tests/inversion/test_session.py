@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 from oracles.small_nets import image, small_encoder
@@ -9,7 +12,7 @@ from oracles.small_nets import image, small_encoder
 import pullback as pb
 from pullback.encoders import Encoder
 from pullback.errors import ClassError, OptionError, StageError
-from pullback.inversion import Inverter
+from pullback.inversion import Inversion, Inverter
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +144,64 @@ def test_mistakes_get_one_clear_error(encoder: Encoder) -> None:
     inv.close()
     with pytest.raises(OptionError, match="closed"):
         inv.stage(1)
+
+
+CALLS: dict[str, Callable[[Inversion], object]] = {
+    "stage": lambda inv: inv.stage(1),
+    "channel": lambda inv: inv.channel(1, 0),
+    "channels": lambda inv: next(inv.channels(1)),
+    "cls": lambda inv: inv.cls(1),
+    "scalar": lambda inv: inv.scalar(torch.sum),
+    "from_features": lambda inv: inv.from_features(torch.zeros(8, 8, 8), 1),
+    "certificate": lambda inv: inv.certificate(1),
+    "image": lambda inv: inv.image,
+    "logits": lambda inv: inv.logits,
+    "features": lambda inv: inv.features(1),
+    "alpha": lambda inv: inv.alpha(1),
+    "dead": lambda inv: inv.dead(1),
+    "class_weights": lambda inv: inv.class_weights(1),
+    "importance": lambda inv: inv.importance(1),
+}
+
+
+def test_every_way_to_ask_a_session_is_listed_here() -> None:
+    asked = {name for name in vars(Inversion) if not name.startswith("_")}
+    assert asked == set(CALLS) | {"close"}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_closed_session_answers_nothing(encoder: Encoder, call: str) -> None:
+    with Inverter(encoder)(image()) as inv:
+        CALLS[call](inv)
+    with pytest.raises(OptionError, match="this inversion is closed"):
+        CALLS[call](inv)
+    assert "closed" in repr(inv)
+
+
+def test_a_stream_of_channels_ends_when_its_session_is_closed(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pullback.inversion.session.ROWS", 2)
+    inv = Inverter(encoder)(image())
+    stream = inv.channels(3)
+    next(stream)
+    inv.close()
+    with pytest.raises(OptionError, match="this inversion is closed"):
+        next(stream)
+
+
+def test_arrays_serve_as_features_and_regions(encoder: Encoder) -> None:
+    with Inverter(encoder)(image()) as inv:
+        features, region = inv.features(2).numpy(), np.zeros((16, 16), dtype=bool)
+        region[:5, 3:] = True
+        assert torch.equal(inv.from_features(features, 2).tensor, inv.stage(2).tensor)
+        expected = inv.certificate(2, region=torch.from_numpy(region))
+        assert torch.equal(inv.certificate(2, region=region).field, expected.field)
+        assert torch.equal(inv.certificate(2, region=region.tolist()).field, expected.field)
+        with pytest.raises(StageError, match="features of type str cannot be read as real numbers"):
+            inv.from_features("none", 2)
+        with pytest.raises(OptionError, match="a region of type dict cannot be read as real numbers"):
+            inv.certificate(2, region={})
 
 
 def test_an_image_without_features_is_an_error_that_names_the_stage() -> None:

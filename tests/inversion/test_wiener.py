@@ -180,6 +180,15 @@ def test_seconds_choose_a_count_that_steps_reproduces_bit_for_bit(monkeypatch: p
     fixed = solver.solve(r, steps=budgeted.steps, tolerance=1e-12)
     assert torch.equal(fixed.delta, budgeted.delta) and torch.equal(fixed.z, budgeted.z)
     assert solver.solve(r, seconds=0.1).steps == 2
+    pace = iter([1.0] * 3)  # of ten planned steps the fourth and all later ones take five seconds each
+
+    def slowing_mv(v: Tensor) -> Tensor:
+        clock.now += next(pace, 5.0)
+        return case.mv(v)
+
+    cut = WienerSolver(slowing_mv, case.vm, case.prior, IN, OUT).solve(r, seconds=14.0, tolerance=1e-12)
+    assert cut.steps == 6  # 3 + 5 + 5 is within 14 seconds still
+    assert torch.equal(cut.delta, solver.solve(r, steps=6, tolerance=1e-12).delta)
 
 
 def test_an_indefinite_operator_stops_its_right_hand_side_and_says_so() -> None:

@@ -124,3 +124,13 @@ NETS: dict[str, Callable[[], Function]] = {
 
 def a_point(seed: int = 0, shape: tuple[int, ...] = IN_SHAPE) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def dense(function: Function, x: Tensor) -> Tensor:
+    """The oracle: the Jacobian at x by autograd's own dense routine, (out_size, in_size)."""
+    full = torch.autograd.functional.jacobian(lambda one: function(one[None].clone())[0], x)
+    return full.reshape(-1, x.numel())
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).detach().norm() / expected.detach().norm())

@@ -1,4 +1,4 @@
-"""What tests of tapes share: networks in float64, images, tapes, and pulled-back cotangents by plain autograd."""
+"""What tests of tapes share: functions as networks, images, tapes in float64, and cotangents pulled back by autograd."""
 
 from __future__ import annotations
 
@@ -10,6 +10,18 @@ from torch import Tensor, nn
 
 from pullback.encoders.twin import read_logits, twin
 from pullback.graph import Tape, plain_autograd, record
+
+
+class Apply(nn.Module):
+    """A function as a network, with the modules that it uses."""
+
+    def __init__(self, function: Callable[..., Tensor], *modules: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(modules)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, *self.parts)
 
 
 def double_twin(name: str) -> nn.Module:

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from io import BytesIO
 from urllib.parse import unquote
 
+import jinja2
 import numpy as np
 import pytest
 from PIL import Image
@@ -127,6 +128,12 @@ def test_every_picture_has_its_null_mode_range_and_clamped_share(explain):
     assert words.count("own its null") == len(pictures)
     assert "misfit 0.0831" in words
     assert "residual 0.500" in words
+
+
+def test_templates_are_compiled_once(explain, monkeypatch):
+    first = page(explain()), index([], "net")
+    monkeypatch.setattr(jinja2.Environment, "compile", None)
+    assert (page(explain()), index([], "net")) == first
 
 
 def test_picture_and_null_are_the_pixels_of_the_result(explain):

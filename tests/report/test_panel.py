@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from pullback.pictures.plain import number
 from pullback.report import StageSpectrum, panel
 
 
@@ -40,6 +42,49 @@ def test_hostile_words_stay_inside(explain):
     drawn = np.asarray(panel(e))
     assert drawn.shape[0] < 1500
     assert (drawn[:, -10:] == 255).all()
+
+
+WIENER = {
+    "correlation with the image": -0.711, "null: correlation": -0.0390, "steps": 250, "relative residual": 0.656,
+    "null: relative residual": 1.6933, "ridge": 0.01,
+}  # fmt: skip
+
+
+def test_everything_that_is_said_is_whole_and_inside(explain, monkeypatch):
+    """The longest lines that the library itself writes: none is cut, torn between a name and its number, or outside."""
+    e = explain(200, 20, stages=1)
+    stage = e.spectrum[0]
+    long = replace(
+        stage.wiener, figures=WIENER, mode="cascade, frozen, fitted on 2,000 photographs, beta x 0.5, rms only"
+    )
+    parts = {
+        "blind": long,
+        "wiener": replace(long, natural=False),
+        "cascade": None,
+        "skipped": {"cascade": "no time " * 9},
+    }
+    spectrum = (replace(stage, name="features.denseblock4.denselayer16.conv2", **parts), StageSpectrum(2, "a" * 70))
+    about = {"weights": "centred w*alpha; head linear after global average pooling: exact class weights"}
+    figures = {"cosine with the gradient of the class score": -0.0347}
+    class_picture = replace(e.class_picture, name="American Staffordshire terrier", figures=figures, **about)
+    written = []
+    text = ImageDraw.ImageDraw.text
+
+    def watched(draw, at, words, fill, font):
+        right, bottom = at[0] + font.getlength(words), at[1] + font.getbbox(words)[3]
+        assert right <= draw.im.size[0] and bottom <= draw.im.size[1], words
+        written.append(words)
+        text(draw, at, words, fill=fill, font=font)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", watched)
+    drawn = panel(replace(e, spectrum=spectrum, class_picture=class_picture))
+    assert not [line for line in written if line.endswith("...")]
+    for key, value in WIENER.items():
+        assert sum(f"{key} {number(value)}" in line for line in written) == 2
+    told = " ".join(written)
+    for words in (long.mode, class_picture.weights, class_picture.name, "no proof that these pixels decided"):
+        assert words in told
+    assert drawn.height < 1400
 
 
 def test_missing_parts_are_left_out(explain):

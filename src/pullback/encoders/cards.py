@@ -18,6 +18,8 @@ from torch import nn
 from pullback.encoders.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, listed
 from pullback.errors import EncoderError, OptionError, WeightsError
 
+_MOST_CHANNELS = 1024  # of an input: mean and std are written out for each
+
 Given = Preprocessing | Mapping[str, Any] | str
 
 
@@ -139,14 +141,15 @@ def amended(card: Preprocessing, stated: Mapping[str, Any], source: str) -> Prep
             raise OptionError(f"preprocessing ({source}) has no entry {key!r}: expected {', '.join(_READERS)}")
         try:
             entries[key] = _READERS[key](value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise OptionError(f"preprocessing {key}={value!r} ({source}) cannot be read: {error}") from error
     card = card.for_channels(entries.get("channels", card.channels))
     for key in ("mean", "std"):
         if len(entries.get(key, ())) == 1:
             entries[key] *= card.channels
     if "size" in entries and "resize" not in entries and card.resize is not None:
-        entries["resize"] = round(min(entries["size"]) * card.resize / min(card.size))
+        checked = replace(card, size=entries["size"], source=source).size  # reckoned with only where it makes sense
+        entries["resize"] = round(min(checked) * card.resize / min(card.size))
     return replace(card, **entries, source=source)
 
 
@@ -169,9 +172,16 @@ def _sides(value: Any) -> tuple[int, ...]:
 
 
 def _whole(value: Any) -> int:
-    if isinstance(value, bool) or float(value) != int(float(value)):
+    if isinstance(value, bool) or not float(value).is_integer():
         raise ValueError("expected a whole number")
     return int(float(value))
+
+
+def _channel_count(value: Any) -> int:
+    count = _whole(value)
+    if not 1 <= count <= _MOST_CHANNELS:
+        raise ValueError(f"expected 1 (grey), 3 (RGB), or at most {_MOST_CHANNELS} for tensors")
+    return count
 
 
 def _numbers(value: Any) -> tuple[float, ...]:
@@ -192,5 +202,5 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "interpolation": str,
     "mean": _numbers,
     "std": _numbers,
-    "channels": _whole,
+    "channels": _channel_count,
 }

@@ -109,7 +109,7 @@ def _loaded(module: nn.Module, image: str | Path | Image.Image | Tensor | None) 
         except EncoderError as error:
             failed.append(error)
             continue
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(1), device="cpu")
         x = encoder.preprocess(noise if image is None else image)
         return encoder, x, [f"it does not run at {_SIDES[0]} x {_SIDES[0]}: {error}" for error in failed]
     raise failed[0]

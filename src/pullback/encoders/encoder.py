@@ -73,9 +73,10 @@ class Encoder:
         self._seen = self._versions()
         self._tapes: OrderedDict[tuple[Any, ...], Tape] = OrderedDict()
         self._splits: WeakKeyDictionary[Tape, tuple[Boundary, ...]] = WeakKeyDictionary()
-        first = next(iter((*module.parameters(), *module.buffers())), torch.zeros(()))
+        first = next(iter((*module.parameters(), *module.buffers())), torch.zeros((), device="cpu"))
         self.device, self.dtype = first.device, first.dtype if first.is_floating_point() else torch.float32
-        example = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
+        noise = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0), device="cpu")
+        example = noise.to(self.device, self.dtype)
         self._example = self._checked_tape(example)
         logits = self._example.shapes[self._example.output.tensor]
         self.class_count = logits[1] if len(logits) == 2 else None
@@ -146,7 +147,7 @@ class Encoder:
                 " no_grad or inference_mode, or through detach, numpy, integers or argmax; use a forward pass without them"
             )
         with plain_autograd(self.device):
-            w = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits)
+            w = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1), device="cpu").to(logits)
             x = example.detach().clone().requires_grad_()
             (got,) = torch.autograd.grad(tape.replay(x, [tape.output]), x, w)
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -162,7 +163,8 @@ def _module(spec: str, rest: str) -> Source:
             raise EncoderError(
                 f"{spec} returned {type(module).__name__}: expected a function that returns a torch.nn.Module"
             )
-        return twin(module)  # the factory may hand out one and the same network, which is the user's
+        # The factory may hand out one and the same network, the user's: weights= must not reach its parameters.
+        return copy.deepcopy(twin(module))
 
     def card(module: nn.Module, downloaded: bool) -> Preprocessing:
         return bare_card(module, getattr(factory, "input_size", getattr(module, "input_size", None)))

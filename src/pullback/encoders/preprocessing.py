@@ -26,6 +26,7 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 _LARGEST = 50_000_000  # pixels after resizing: 150 MB of RGB, the most a strip may ask for
+_LARGEST_CROP = 4096**2  # pixels that a network is shown: 200 MB of float32
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class Preprocessing:
                 raise OptionError(f"preprocessing {key}={getattr(self, key)!r} ({self.source}): expected {expected}")
 
         expect(len(self.size) == 2 and min(self.size) >= 1, "size", "a height and a width of at least 1 pixel")
-        expect(self.resize is None or self.resize >= 1, "resize", "at least 1 pixel, or None")
+        expect(math.prod(self.size) <= _LARGEST_CROP, "size", f"at most {_LARGEST_CROP:,} pixels, height times width")
+        shortest = math.isqrt(_LARGEST)  # of a square
+        expect(self.resize is None or 1 <= self.resize <= shortest, "resize", f"1 to {shortest} pixels, or None")
         expect(self.interpolation in _RESAMPLING, "interpolation", " or ".join(_RESAMPLING))
         expect(self.channels >= 1, "channels", "at least 1; pictures become 3 (RGB) or 1 (grey)")
         for key in ("mean", "std"):
@@ -67,7 +70,9 @@ class Preprocessing:
         crop = self.crop(image)
         pixels = np.array(crop.convert("L"))[..., None] if self.channels == 1 else np.array(crop)
         values = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div(255)  # (C, H, W) in [0, 1]
-        mean, std = (torch.tensor(numbers, dtype=torch.float32)[:, None, None] for numbers in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(numbers, dtype=torch.float32, device="cpu")[:, None, None] for numbers in (self.mean, self.std)
+        )
         return values.sub_(mean).div_(std)
 
     def __str__(self) -> str:

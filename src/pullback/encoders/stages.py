@@ -65,7 +65,7 @@ def describe_stages(tape: Tape, boundaries: Sequence[Boundary]) -> tuple[Stage, 
     height, width = tape.shapes[tape.input.tensor][2:]
     stages, before = [], INPUT
     for number, b in enumerate(boundaries, start=1):
-        seed = torch.zeros(1, *b.shape, dtype=torch.bool)
+        seed = torch.zeros(1, *b.shape, dtype=torch.bool, device="cpu")
         seed[:, :, b.shape[1] // 2, b.shape[2] // 2] = True
         support = pull_support(tape, seed, b.point)
         seen = support.mask[0].any(0)

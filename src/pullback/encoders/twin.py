@@ -41,6 +41,11 @@ def twin(module: nn.Module) -> nn.Module:
                 raise EncoderError(
                     "the network has lazy modules without parameters yet; run it once on an example image first"
                 )
+            if parameter.is_meta:
+                raise EncoderError(
+                    "the network's parameters are on the device 'meta', where tensors have no numbers; give them values on"
+                    " another one: network.to_empty(device='cpu'), then network.load_state_dict(...)"
+                )
             shared = parameter.detach()
             memo[id(parameter)] = nn.Parameter(shared.clone() if shared.is_inference() else shared, requires_grad=False)
         for child in module.modules():

@@ -7,8 +7,6 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -38,6 +36,7 @@ from pullback.report import Guess, IndexEntry, index, page, panel, record_json, 
 
 BUNDLED_SCENE = 20_000_007  # a seed that the embedded encoder was never trained on
 INDEX = "index"
+_LONGEST_STEM = 255 - len(".html")  # bytes; what is written first, beside it, has a short name of its own
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def explain_all(options: Options, progress: Progress) -> Path:
         raise OptionError(f"unknown quality {options.quality!r}; choose one of {', '.join(SECONDS)}")
     device = _device(options.device)
     jobs = _jobs(options)
-    with _folder(options.out) as folder:
+    with output_folder(options.out) as folder:
         return _explain_into(folder, jobs, options, device, progress)
 
 
@@ -102,19 +101,6 @@ def _explain_into(folder: Path, jobs: list[_Job], options: Options, device: torc
     return folder / f"{INDEX}.html"
 
 
-@contextmanager
-def _folder(path: Path) -> Iterator[Path]:
-    """The output folder; one that was made here and stayed empty goes again."""
-    made = not os.path.exists(path)  # noqa: PTH110 - Path.exists raises where a name is too long
-    folder = output_folder(path)
-    try:
-        yield folder
-    finally:
-        if made:
-            with suppress(OSError):  # something is in it
-                folder.rmdir()
-
-
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
@@ -128,7 +114,7 @@ def _device(name: str) -> torch.device:
 
 
 def _jobs(options: Options) -> list[_Job]:
-    """One job a picture; stems made different where two pictures have the same one, or the index's."""
+    """One job a picture; stems made different where two pictures have the same one, or the index's, and short enough."""
     if not options.images:
         return [_Job(None, options.mask, "scene")]
     files = image_files(options.images)
@@ -138,10 +124,22 @@ def _jobs(options: Options) -> list[_Job]:
     jobs = []
     for file, mask in zip(files, masks, strict=True):
         stem = file.stem if shared[file.stem.casefold()] == 1 else file.name.replace(".", "-")
-        free = (s for n in count(1) if (s := stem if n == 1 else f"{stem}-{n}").casefold() not in taken)
+        numbered = (_short(stem if n == 1 else f"{stem}-{n}") for n in count(1))
+        free = (s for s in numbered if s.casefold() not in taken)
         jobs.append(_Job(file, mask, next(free)))
         taken.add(jobs[-1].stem.casefold())
     return jobs
+
+
+def _short(stem: str) -> str:
+    """`stem`, cut to the bytes that a file name has room for beside its suffix; a digest keeps cut ones apart."""
+    name = os.fsencode(stem)
+    if len(name) <= _LONGEST_STEM:
+        return stem
+    mark = f"-{hashlib.sha256(name).hexdigest()[:12]}"
+    while len(os.fsencode(stem)) + len(mark) > _LONGEST_STEM:
+        stem = stem[:-1]  # whole letters, which may take several bytes
+    return stem + mark
 
 
 def _one(

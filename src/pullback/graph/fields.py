@@ -76,20 +76,23 @@ def pull_support(tape: Tape, seed: Tensor, at: Point, start: Point | None = None
         if not op.grad or not any(t in masks for t in op.outputs):
             continue
         reaching = [p.tensor for p in tape.sources[i] if p.op == INPUT or tape.dependent[p.op]]
-        out = [masks.pop(t) if t in masks else torch.zeros(tape.shapes[t], dtype=torch.bool) for t in op.outputs]
+        out = [
+            masks.pop(t) if t in masks else torch.zeros(tape.shapes[t], dtype=torch.bool, device="cpu")
+            for t in op.outputs
+        ]
         if not reaching or op.name == "detach":
             continue
         found = _pull(tape, op, out)
         if found is None:
             unknown[op.name] = None
-            found = {t: torch.ones(tape.shapes[t], dtype=torch.bool) for t in reaching}
+            found = {t: torch.ones(tape.shapes[t], dtype=torch.bool, device="cpu") for t in reaching}
         for t in reaching:
             if t in found:
                 mask = found[t].expand(tape.shapes[t])
                 masks[t] = masks[t] | mask if t in masks else mask
                 if op.name in _MIXING and _spread(out[0], mask):
                     everywhere[f"{op.name} in {op.module}" if op.module else op.name] = None
-    mask = masks.get(start.tensor, torch.zeros(tape.shapes[start.tensor], dtype=torch.bool))
+    mask = masks.get(start.tensor, torch.zeros(tape.shapes[start.tensor], dtype=torch.bool, device="cpu"))
     return Support(mask.to(seed.device), tuple(unknown), tuple(everywhere))
 
 
@@ -99,7 +102,7 @@ def _share_written(tape: Tape, op: Op, masks: dict[int, Tensor]) -> None:
         for t in [t for t in masks if t != w and tape.storages[t] == tape.storages[w]]:
             places = _places(tape, t, w)
             if places is None:
-                mask = torch.ones(tape.shapes[w], dtype=torch.bool)
+                mask = torch.ones(tape.shapes[w], dtype=torch.bool, device="cpu")
             else:
                 flat = masks[t].flatten()
                 mask = flat[places]
@@ -119,7 +122,7 @@ def _places(tape: Tape, base: int, view: int) -> Tensor | None:
         chain.append((op, op.outputs.index(t)))
         t = op.inputs[0]
     shape = torch.Size(tape.shapes[base])
-    places = torch.arange(shape.numel()).view(shape)
+    places = torch.arange(shape.numel(), device="cpu").view(shape)
     for op, which in reversed(chain):
         args, kwargs = tree_map(lambda a, p=places: p if isinstance(a, Ref) else a, (op.args, op.kwargs))
         places = [o for o in tree_iter(op.func(*args, **kwargs)) if isinstance(o, Tensor)][which]
@@ -192,7 +195,9 @@ def _adjoint_of(tape: Tape, op: Op, func: Callable[..., Any], out: list[Tensor])
     with torch.enable_grad():
         places = {t: tape.constants[t].cpu() for t in op.inputs[1:]} if op.name in _INDEXED else {}
         stand_in = {
-            t: torch.zeros(tape.shapes[t], requires_grad=True) for t in dict.fromkeys(op.inputs) if t not in places
+            t: torch.zeros(tape.shapes[t], requires_grad=True, device="cpu")
+            for t in dict.fromkeys(op.inputs)
+            if t not in places
         }
         given = stand_in | places
         args, kwargs = tree_map(lambda a: given[a.index] if isinstance(a, Ref) else a, (op.args, op.kwargs))
@@ -210,10 +215,10 @@ def _convolution(tape: Tape, op: Op, out: Tensor) -> dict[int, Tensor]:
     n, channels = tape.shapes[x][:2]
     kernel = tape.shapes[weight][2:]
     with torch.enable_grad():
-        stand_in = torch.zeros(n, groups, *tape.shapes[x][2:], requires_grad=True)
+        stand_in = torch.zeros(n, groups, *tape.shapes[x][2:], requires_grad=True, device="cpu")
         made = aten.convolution.default(
             stand_in,
-            torch.ones(groups, 1, *kernel),
+            torch.ones(groups, 1, *kernel, device="cpu"),
             None,
             stride,
             padding,

@@ -6,8 +6,8 @@ import errno
 import os
 import secrets
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pullback.errors import OutputError
@@ -63,10 +63,12 @@ def write_together(files: Mapping[Path, bytes]) -> None:
         raise _refusal(f"{path} cannot be written", error) from error
 
 
-def output_folder(path: str | Path) -> Path:
+@contextmanager
+def output_folder(path: str | Path) -> Iterator[Path]:
     """The folder `path`, made with its parents where needed, and tried: a file can be created and filled in it.
 
-    Raises OutputError when it cannot be made or written to; folders made on the way are taken away again.
+    Folders that were made here and are empty at the end, however that comes, are taken away again. Raises OutputError
+    when the folder cannot be made or written to.
     """
     folder = Path(path)
     made: list[Path] = []
@@ -81,14 +83,13 @@ def output_folder(path: str | Path) -> Path:
                 probe.write(b"\0")
                 probe.flush()
                 os.fsync(probe.fileno())
-        except BaseException:
-            for parent in reversed(made):
-                with suppress(OSError):
-                    parent.rmdir()
-            raise
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise _refusal(f"output folder {folder} cannot be used", error) from error
-    return folder
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise _refusal(f"output folder {folder} cannot be used", error) from error
+        yield folder
+    finally:
+        for parent in reversed(made):
+            with suppress(OSError):  # something is in it
+                parent.rmdir()
 
 
 def _refusal(what: str, error: OSError | ValueError) -> OutputError:

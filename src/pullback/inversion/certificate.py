@@ -87,7 +87,7 @@ def _areas(opened: Opened, level: int) -> dict[str, float]:
         seed = torch.zeros_like(at.features, dtype=torch.bool)
         seed[c] = at.features[c] != 0
         shares.append(float(opened.field(level, seed).mask[0].any(0).double().mean()))
-    a = torch.tensor(shares, dtype=torch.float64)
+    a = torch.tensor(shares, dtype=torch.float64, device="cpu")
     return {
         "channels": float(len(a)),
         "smallest": float(a.min()),

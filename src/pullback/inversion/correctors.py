@@ -29,7 +29,8 @@ SCHEMA = 1
 _POSITIONS = (-2, -1)
 _COTANGENT = (-3, -2, -1)
 _METADATA = "pullback.correctors"
-_SETTINGS = ("eps", "absolute", "centred", "label")
+_SETTINGS = {"eps": (float, int), "absolute": (bool,), "centred": (bool,), "label": (str,)}
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def skipped(shape: tuple[int, ...]) -> bool:
@@ -116,7 +117,7 @@ class Correctors:
     @classmethod
     def unfitted(cls, channels: Sequence[int], eps: float = EPS, *, absolute: bool = False) -> Correctors:
         """gamma 1 and beta 0 for levels with these channel counts."""
-        levels = tuple(Corrector(torch.ones(c), torch.zeros(c)) for c in channels)
+        levels = tuple(Corrector(torch.ones(c, device="cpu"), torch.zeros(c, device="cpu")) for c in channels)
         return cls(levels, eps, "unfitted", absolute=absolute)
 
     def correct(self, level: int, v: Tensor) -> Tensor:
@@ -193,7 +194,7 @@ class Correctors:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
             schema = about["schema"]
             found = cls._parsed(about, tensors) if schema == SCHEMA else None
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise WeightsError(
                 f"{path} holds no correctors of pullback ({type(error).__name__}); give a file made by Correctors.save"
             ) from error
@@ -208,7 +209,12 @@ class Correctors:
         levels = tuple(Corrector(tensors[f"{k}.gamma"], tensors[f"{k}.beta"]) for k in range(len(tensors) // 2))
         if len(tensors) % 2 or any(c.gamma.ndim != 1 or c.gamma.shape != c.beta.shape for c in levels):
             raise ValueError("tensors that make no levels")
-        return cls(levels, card=about["card"], **{name: about["settings"][name] for name in _SETTINGS})
+        if not all(parameter.dtype in _DTYPES for parameter in tensors.values()):
+            raise TypeError("tensors that hold no real numbers")
+        settings, card = {name: about["settings"][name] for name in _SETTINGS}, about["card"]
+        if any(type(settings[name]) not in types for name, types in _SETTINGS.items()) or not isinstance(card, dict):
+            raise TypeError("entries of other types than save writes")
+        return cls(levels, card=card, **settings)
 
     def _tensors(self) -> dict[str, Tensor]:
         named = ((f"{k}.{name}", p) for k, c in enumerate(self.levels) for name, p in vars(c).items())

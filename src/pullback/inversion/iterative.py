@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pullback.errors import OptionError
 from pullback.graph import plain_autograd
-from pullback.inversion.blind import BlindResult, blind_inverse, recipe_for
+from pullback.inversion.blind import BlindResult, blind_inverse, choose_leak, recipe_for
 from pullback.inversion.leaky import leaky_rules
 from pullback.inversion.methods import Drawn, combined
 from pullback.inversion.opened import Opened
@@ -119,37 +122,43 @@ class BlindMethod:
         target = self.opened.levels[level] if features is None else features
         nothing = torch.zeros_like(target)
         scale = target.norm() if bool(target.any()) else self.opened.levels[level].norm()
-        # The numbers in the image may choose the path through the network: then own and null must not share a run.
-        batches = [[target], [nothing]] if self.opened.encoder.data_dependent else [[target, nothing]]
-        found: list[BlindResult] = []
-        for batch in batches:
-            steps = found[0].steps if found else self.steps
-            seconds = None if found or self.seconds is None else self.seconds / len(batches)
-            found.append(self._search(level, torch.stack(batch), scale, steps, seconds))
+        begun = time.perf_counter()
+        with plain_autograd(self.opened.encoder.device):
+            recipe = recipe_for(self.opened.image.shape[-2] / target.shape[-2])
+            leak = choose_leak(partial(self._leaky, level), target[None], self.prior, recipe, scale[None], self.seed)
+            left = None if self.seconds is None else max(self.seconds - (time.perf_counter() - begun), 1e-3)
+            # The numbers in the image may choose the path through the network: then own and null must not share a run.
+            batches = [[target], [nothing]] if self.opened.encoder.data_dependent else [[target, nothing]]
+            found: list[BlindResult] = []
+            for batch in batches:
+                result = blind_inverse(
+                    self._leaky(level, leak),
+                    torch.stack(batch),
+                    self.prior,
+                    recipe,
+                    scale=scale.expand(len(batch)),
+                    steps=found[0].steps if found else self.steps,
+                    seconds=None if found or left is None else left / len(batches),
+                    seed=self.seed,
+                )
+                found.append(result)
         own, null = torch.cat([f.x for f in found])
         misfit, null_misfit = torch.cat([f.misfit for f in found]).tolist()
-        notes: tuple[str, ...] = ()
+        planned, taken = found[0].steps, len(found[0].history)
+        notes = []
         if misfit > 0.5:
-            notes = (f"the search met only a part of the features (misfit {misfit:.2f}): not an inverse of this stage",)
-        figures = {"steps": found[0].steps, "feature misfit": misfit, "null: feature misfit": null_misfit}
-        return Drawn(own, null, figures, notes)
-
-    def _search(
-        self, level: int, target: Tensor, scale: Tensor, steps: int | None, seconds: float | None
-    ) -> BlindResult:
-        encoder = self.opened.encoder
-        height, reached = self.opened.image.shape[-2], target.shape[-2]
-        with plain_autograd(encoder.device):
-            return blind_inverse(
-                encoder.stretch(level, rules=leaky_rules),
-                target,
-                self.prior,
-                recipe_for(height / reached),
-                scale=scale.expand(len(target)),
-                steps=steps,
-                seconds=seconds,
-                seed=self.seed,
+            notes.append(
+                f"the search met only a part of the features (misfit {misfit:.2f}): not an inverse of this stage"
             )
+        if taken < planned:
+            notes.append(
+                f"the machine slowed down: the search ended after {taken} of {planned} steps; steps={planned} gives them all"
+            )
+        figures = {"steps": taken, "feature misfit": misfit, "null: feature misfit": null_misfit, "leak": leak}
+        return Drawn(own, null, figures, tuple(notes))
+
+    def _leaky(self, level: int, leak: float) -> Callable[[Tensor], Tensor]:
+        return self.opened.encoder.stretch(level, rules=partial(leaky_rules, slope=leak))
 
     def channels(self, level: int, channels: Tensor) -> Drawn:
         raise _whole_stages_only("channels")

@@ -27,7 +27,7 @@ class _LeakyGate(torch.autograd.Function):
         return torch.where(is_open, grads[0], ctx.slope * grads[0]), None, None
 
 
-def leaky_rules(tape: Tape, end: Point, slope: float = 0.2) -> dict[int, Rule]:
+def leaky_rules(tape: Tape, end: Point, slope: float) -> dict[int, Rule]:
     """Rules for every ReLU-type gate before `end`; the gates that make `end` itself stay exact (opening them does not help)."""
 
     def rule(op: Op) -> Rule:

@@ -120,7 +120,7 @@ class CascadeMethod:
         at = self.opened.measure(level)
         total = omega.sum(1)[:, None, None, None]
         if self.kind == "additive":
-            own = torch.zeros(len(omega), *self.opened.image.shape).to(omega)
+            own = omega.new_zeros(len(omega), *self.opened.image.shape)
             for c, b in self._additive(level, at):
                 own += torch.einsum("dk,kchw->dchw", omega[:, c], b)
             return Drawn(own, total * self._null(level), self._figures(at), self._notes(level), natural=False)

@@ -65,15 +65,15 @@ class Prior:
         """
         if len(mean) != len(std) or not len(mean):
             raise OptionError(f"mean and std need one number a channel, but have {len(mean)} and {len(std)}")
-        scale = torch.tensor(std, dtype=torch.float64)
+        scale = torch.tensor(std, dtype=torch.float64, device="cpu")
         if len(std) == 3:
             colour = natural_colour() / torch.outer(scale, scale)
         elif len(std) == 1:
-            grey = torch.tensor((0.299, 0.587, 0.114), dtype=torch.float64)
+            grey = torch.tensor((0.299, 0.587, 0.114), dtype=torch.float64, device="cpu")
             colour = (grey @ natural_colour() @ grey / scale**2).reshape(1, 1)
         else:
-            colour = torch.eye(len(std), dtype=torch.float64)
-        return cls(torch.zeros(len(std), dtype=torch.float64), colour, power, f0, size)
+            colour = torch.eye(len(std), dtype=torch.float64, device="cpu")
+        return cls(torch.zeros(len(std), dtype=torch.float64, device="cpu"), colour, power, f0, size)
 
     def mu(self, like: Tensor) -> Tensor:
         """The mean picture (c, H, W), on the device and in the dtype of `like`."""
@@ -102,9 +102,9 @@ class Prior:
 
 def natural_colour() -> Tensor:
     """Covariance (3, 3) of RGB in [0, 1], float64: ImageNet's published components at the usual channel variances."""
-    vectors = torch.tensor(_PCA_VECTORS, dtype=torch.float64)
-    covariance = vectors @ torch.diag(torch.tensor(_PCA_VALUES, dtype=torch.float64)) @ vectors.mT
-    scale = torch.tensor(_NATURAL_STD, dtype=torch.float64) / covariance.diagonal().sqrt()
+    vectors = torch.tensor(_PCA_VECTORS, dtype=torch.float64, device="cpu")
+    covariance = vectors @ torch.diag(torch.tensor(_PCA_VALUES, dtype=torch.float64, device="cpu")) @ vectors.mT
+    scale = torch.tensor(_NATURAL_STD, dtype=torch.float64, device="cpu") / covariance.diagonal().sqrt()
     covariance = scale[:, None] * covariance * scale
     return (covariance + covariance.mT) / 2
 
@@ -132,7 +132,7 @@ def fit_prior(images: Tensor) -> Prior:
             "fit_prior needs images that differ from one constant colour; these do not, or are not finite"
         )
     # Grey pictures in three channels have a singular covariance; a part in a million keeps it invertible.
-    colour = colour + 1e-6 * variance * torch.eye(len(mean), dtype=torch.float64)
+    colour = colour + 1e-6 * variance * torch.eye(len(mean), dtype=torch.float64, device="cpu")
 
     rows, columns = (_dct(side, torch.float64, torch.device("cpu")) for side in size)
     energy = (rows @ centred @ columns.mT).square().mean((0, 1)).flatten()[1:].numpy()
@@ -151,7 +151,7 @@ def fit_prior(images: Tensor) -> Prior:
 @torch.inference_mode(False)  # a cached inference tensor could not take part in a later backward pass
 def _dct(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Orthonormal DCT-II matrix (side, side), rows are frequencies."""
-    n = torch.arange(side, dtype=torch.float64)
+    n = torch.arange(side, dtype=torch.float64, device="cpu")
     matrix = torch.cos(math.pi / side * n[:, None] * (n + 0.5)) * math.sqrt(2 / side)
     matrix[0] /= math.sqrt(2)
     return matrix.to(device, dtype)
@@ -160,7 +160,7 @@ def _dct(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 def _squared_frequency(size: tuple[int, int]) -> Tensor:
     """`|f|^2` (H, W) of the DCT coefficients: coefficient k of n pixels has k / 2n cycles a pixel."""
     longer = max(size)
-    vertical, horizontal = (torch.arange(n, dtype=torch.float64) * longer / (2 * n) for n in size)
+    vertical, horizontal = (torch.arange(n, dtype=torch.float64, device="cpu") * longer / (2 * n) for n in size)
     return vertical[:, None] ** 2 + horizontal**2
 
 

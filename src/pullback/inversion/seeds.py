@@ -39,7 +39,7 @@ class Measure:
 def channel_seeds(values: Tensor, channels: Tensor) -> Tensor:
     """values * 1_c for each of K channel indices, values (C, H, W): (K, C, H, W)."""
     made = values.new_zeros(len(channels), *values.shape)
-    made[torch.arange(len(channels)), channels] = values[channels]
+    made[torch.arange(len(channels), device=values.device), channels] = values[channels]
     return made
 
 

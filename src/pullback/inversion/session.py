@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,6 +24,7 @@ from pullback.inversion.iterative import WienerMethod
 from pullback.inversion.methods import ROWS, Drawn, Method
 from pullback.inversion.opened import Opened
 from pullback.inversion.seeds import class_weights, importance, score_gradient
+from pullback.measures.values import tensor_of
 from pullback.pictures import Certificate, ClassPicture, Display, Picture, Provenance
 
 StageName = int | str
@@ -30,17 +32,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@contextmanager
-def _own_mode(device: torch.device) -> Iterator[None]:
-    """Outside the caller's inference mode and autocast, and without recording a graph."""
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-        yield
-
-
-def _in_own_mode(function: Callable[Concatenate[Inversion, P], R]) -> Callable[Concatenate[Inversion, P], R]:
+def _while_open(function: Callable[Concatenate[Inversion, P], R]) -> Callable[Concatenate[Inversion, P], R]:
     @wraps(function)
     def run(self: Inversion, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with _own_mode(self.encoder.device):
+        with self._running():
             return function(self, *args, **kwargs)
 
     return run
@@ -75,20 +70,20 @@ class Inversion:
 
     # ---- pictures ------------------------------------------------------------------------------------------------
 
-    @_in_own_mode
+    @_while_open
     def stage(self, stage: StageName | None = None) -> Picture:
         """The picture of a whole stage (default: the deepest): `.tensor` (C, H, W), or (B, C, H, W) for a batch."""
         level = self._level(stage)
-        return self._picture([m.whole(level) for m in self._running()], f"stage {level} ({self._name(level)})")
+        return self._picture([m.whole(level) for m in self._methods], f"stage {level} ({self._name(level)})")
 
-    @_in_own_mode
+    @_while_open
     def channel(self, stage: StageName, channel: int) -> Picture:
         """The picture B_c of one channel. A dead channel (seed zero) gets the null picture and a note that says so."""
         level = self._level(stage)
         channel = self._channel(level, channel)
         drawn = []
-        for opened, method in zip(self._opened, self._running(), strict=True):
-            one = method.channels(level, torch.tensor([channel]))
+        for opened, method in zip(self._opened, self._methods, strict=True):
+            one = method.channels(level, torch.tensor([channel], device=opened.image.device))
             dead = not bool(opened.measure(level).energy[channel] > 0)
             own = one.null[0] if dead else one.own[0]
             notes = (
@@ -101,17 +96,16 @@ class Inversion:
 
     def channels(self, stage: StageName | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Stream (indices (K,), pictures (K, C, H, W)) over the live channels of one image, a few at a time."""
-        level = self._level(stage)
-        opened = self._single("channels")
-        method = next(self._running())
-        with _own_mode(self.encoder.device):
+        with self._running():
+            level = self._level(stage)
+            opened, method = self._single("channels"), self._methods[0]
             live = opened.measure(level).live
         for indices in live.split(ROWS):
-            with _own_mode(self.encoder.device):
+            with self._running():  # not while the caller has the word
                 pictures = self._return(method.channels(level, indices).own)
             yield indices, pictures
 
-    @_in_own_mode
+    @_while_open
     def cls(self, target: int | str | None = None, *, weights: str = "w*alpha", centred: bool = False) -> ClassPicture:
         """The class inversion X_y = sum_c omega_c B_c and its hemispheres, equation (12), at the deepest stage.
 
@@ -121,7 +115,7 @@ class Inversion:
         level, encoder = self.encoder.depth, self.encoder
         index = self._top() if target is None else encoder.class_index(target)
         full, positive, negative, cosines = [], [], [], []
-        for opened, method in zip(self._opened, self._running(), strict=True):
+        for opened, method in zip(self._opened, self._methods, strict=True):
             at = opened.measure(level)
             w = class_weights(encoder, opened.image, at.features, index)
             if centred:
@@ -146,7 +140,7 @@ class Inversion:
         figures = {"cosine with the gradient of the class score": _joined(cosines)}
         return ClassPicture(whole, pro, contra, index, name, said, figures)
 
-    @_in_own_mode
+    @_while_open
     def scalar(self, read_out: Callable[[Tensor], Tensor]) -> Picture:
         """The picture of any differentiable scalar of the deepest features: its gradient there is the seed, equation (18).
 
@@ -154,7 +148,7 @@ class Inversion:
         """
         level = self.encoder.depth
         drawn = []
-        for opened, method in zip(self._opened, self._running(), strict=True):
+        for opened, method in zip(self._opened, self._methods, strict=True):
             with plain_autograd(opened.image.device):
                 at = opened.levels[level].detach().clone().requires_grad_()
                 value = read_out(at)
@@ -168,26 +162,27 @@ class Inversion:
             drawn.append(replace(one, figures={**one.figures, "read-out": float(value)}))
         return self._picture(drawn, f"a read-out of stage {level}")
 
-    @_in_own_mode
-    def from_features(self, features: Tensor, stage: StageName | None = None) -> Picture:
+    @_while_open
+    def from_features(self, features: Tensor | ArrayLike, stage: StageName | None = None) -> Picture:
         """The picture of foreign features (C, H, W), or (B, C, H, W) for a batch, under this image's gates (transplant test)."""
         level = self._level(stage)
+        features = tensor_of(features, "features", StageError)
         given = features if self._batched else features[None]
         expected = (len(self._opened), *self._opened[0].levels[level].shape)
         if tuple(given.shape) != expected:
             wanted = expected if self._batched else expected[1:]
             raise StageError(f"features of stage {level} have shape {wanted}, got {tuple(features.shape)}")
-        drawn = [m.whole(level, f.to(o.image)) for m, f, o in zip(self._running(), given, self._opened, strict=True)]
+        drawn = [m.whole(level, f.to(o.image)) for m, f, o in zip(self._methods, given, self._opened, strict=True)]
         return self._picture(drawn, f"foreign features at stage {level}, gates of this image")
 
-    @_in_own_mode
+    @_while_open
     def certificate(
         self,
         stage: StageName | None = None,
         *,
         channel: int | None = None,
         unit: tuple[int, int, int] | None = None,
-        region: Tensor | None = None,
+        region: Tensor | ArrayLike | None = None,
     ) -> Certificate:
         """Where the picture of a seed can be: of the whole stage, one channel, one unit (c, i, j), or an image region (H, W).
 
@@ -195,8 +190,7 @@ class Inversion:
         prior, which spreads over the whole image. One image only. Raises StageError, OptionError.
         """
         level = self._level(stage)
-        opened = self._single("certificate")
-        method = next(self._running())
+        opened, method = self._single("certificate"), self._methods[0]
         seed, named = self._seed_of(opened, level, channel, unit, region)
         whole = channel is None and unit is None and region is None
         spread = None
@@ -210,44 +204,44 @@ class Inversion:
     # ---- numbers -------------------------------------------------------------------------------------------------
 
     @property
-    @_in_own_mode
+    @_while_open
     def image(self) -> Tensor:
         """The preprocessed image (C, H, W), or batch (B, C, H, W)."""
         images = torch.stack([o.image for o in self._opened])
         return self._return(images if self._batched else images[0])
 
     @property
-    @_in_own_mode
+    @_while_open
     def logits(self) -> Tensor:
         """Class scores (K,), or (B, K)."""
         scores = torch.stack([o.logits for o in self._opened])
         return self._return(scores if self._batched else scores[0])
 
-    @_in_own_mode
+    @_while_open
     def features(self, stage: StageName | None = None) -> Tensor:
         """Features of a stage (default: the deepest): (C, H, W), or (B, C, H, W)."""
         found = torch.stack([o.levels[self._level(stage)] for o in self._opened])
         return self._return(found if self._batched else found[0])
 
-    @_in_own_mode
+    @_while_open
     def alpha(self, stage: StageName | None = None) -> Tensor:
         """The simplex measure of a stage's channels, equation (2): (C,), or (B, C); sums to 1."""
         found = torch.stack([o.measure(self._level(stage)).alpha for o in self._opened])
         return self._return(found if self._batched else found[0])
 
-    @_in_own_mode
+    @_while_open
     def dead(self, stage: StageName | None = None) -> int:
         """How many channels of a stage are zero everywhere, over all images of the session."""
         return sum(o.measure(self._level(stage)).dead for o in self._opened)
 
-    @_in_own_mode
+    @_while_open
     def class_weights(self, target: int | str) -> Tensor:
         """The class's weights w_y on the deepest channels: (C,), or (B, C); exact for a linear head, its gradient otherwise."""
         index, level = self.encoder.class_index(target), self.encoder.depth
         found = torch.stack([class_weights(self.encoder, o.image, o.levels[level], index) for o in self._opened])
         return self._return(found if self._batched else found[0])
 
-    @_in_own_mode
+    @_while_open
     def importance(self, target: int | str, weights: str = "w*alpha") -> Tensor:
         """Channel importance omega of a class, equation (12): (C,), or (B, C). weights as in `cls`."""
         index, level = self.encoder.class_index(target), self.encoder.depth
@@ -279,10 +273,14 @@ class Inversion:
 
     # ---- inner -----------------------------------------------------------------------------------------------------
 
-    def _running(self) -> Iterator[Method]:
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """While the session is open, outside the caller's inference mode and autocast, and without recording a graph."""
         if self._closed:
             raise OptionError("this inversion is closed; call the inverter again to open the image anew")
-        return iter(self._methods)
+        device = self.encoder.device.type
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+            yield
 
     def _single(self, what: str) -> Opened:
         if len(self._opened) != 1:
@@ -312,7 +310,12 @@ class Inversion:
         return found.pop()
 
     def _seed_of(
-        self, opened: Opened, level: int, channel: int | None, unit: tuple[int, int, int] | None, region: Tensor | None
+        self,
+        opened: Opened,
+        level: int,
+        channel: int | None,
+        unit: tuple[int, int, int] | None,
+        region: Tensor | ArrayLike | None,
     ) -> tuple[Tensor, str]:
         if sum(given is not None for given in (channel, unit, region)) > 1:
             raise OptionError("a certificate is for one channel, one unit or one region; give a single one of them")
@@ -328,10 +331,10 @@ class Inversion:
                 raise StageError(f"unit {at} is out of range: stage {level} has shape {shape}")
             keep[at], named = True, f"unit {at}"
         elif region is not None:
-            region, size = torch.as_tensor(region), tuple(opened.image.shape[-2:])
+            region, size = tensor_of(region, "a region", OptionError), tuple(opened.image.shape[-2:])
             if tuple(region.shape) != size:
                 raise OptionError(f"a region is a boolean map of the image's size {size}, got {tuple(region.shape)}")
-            inside = torch.nan_to_num(region.float()).to(features.device) > 0.5
+            inside = torch.nan_to_num(region.to(features.device, torch.float32)) > 0.5
             keep |= F.adaptive_max_pool2d(inside[None].float(), shape[1:])[0] > 0
             named = "the region"
         else:

@@ -79,7 +79,8 @@ class WienerSolver:
         key = (like.dtype, like.device)
         if key not in self._scale:
             generator = torch.Generator().manual_seed(self.seed)
-            signs = torch.randint(0, 2, (self.probes, *self.out_shape), generator=generator).to(like) * 2 - 1
+            shape = (self.probes, *self.out_shape)
+            signs = torch.randint(0, 2, shape, generator=generator, device="cpu").to(like) * 2 - 1
             m = float(self.prior.root_transpose(self.vm(signs)).square().sum() / signs.numel())
             if not 0 < m < float("inf"):
                 raise NumericsError(f"the mean diagonal of J C J^T is {m}: this stage does not react to the image here")
@@ -96,9 +97,10 @@ class WienerSolver:
     ) -> Solution:
         """Solve for residuals (K, *out) in a number of `steps`, or in as many of the ladder as fit into about `seconds`.
 
-        The time of the second step fixes the count, and the answer depends on the count alone. Each right-hand side stops by
-        itself once its residual falls below `tolerance * ||r||`. A step costs one `vm` and one `mv` for the whole batch; one
-        more pair at the end yields the picture and the true residual.
+        The time of the second step fixes the count; if the machine slows down afterwards, the solve ends where `seconds` end.
+        Either way the answer depends on the number of steps taken alone, which the solution names. Each right-hand side stops
+        by itself once its residual falls below `tolerance * ||r||`. A step costs one `vm` and one `mv` for the whole batch;
+        one more pair at the end yields the picture and the true residual.
         """
         if (steps is None) == (seconds is None):
             raise OptionError(f"give either steps or seconds, but got steps={steps} and seconds={seconds}")
@@ -136,6 +138,8 @@ class WienerSolver:
             if seconds is not None and done == 2:
                 fitting = (seconds - (_now(z) - start)) / max(_now(z) - second, 1e-9) + 1  # one pair closes
                 limit = max((n for n in LADDER if n <= fitting), default=2)
+            if seconds is not None and done > 2 and _now(z) - start > seconds:
+                break
         delta = self.prior.covariance(self.vm(z))
         left = residuals - self.mv(delta) - self.ridge * self.scale(z) * z
         norm = _dot(residuals, residuals).sqrt()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pullback.errors import MaskError
+from pullback.errors import ImageError, MaskError
+from pullback.measures.values import tensor_of
 from pullback.pictures import Picture
 
 
@@ -24,16 +26,17 @@ class ForegroundEnergy:
         return self.share / self.area if self.area else math.nan
 
 
-def foreground_energy(picture: Picture | Tensor, mask: Tensor) -> ForegroundEnergy:
+def foreground_energy(picture: Picture | Tensor | ArrayLike, mask: Tensor | ArrayLike) -> ForegroundEnergy:
     """FEP(X, M) = sum_{p in M} ||X(p)||^2 / sum_p ||X(p)||^2 over colours, not centred (95).
 
     picture: (C, H, W), or a map (H, W). mask: (H, W), boolean or in [0, 1]; NaN means unknown and leaves both sums.
-    An empty mask or a picture without energy gives nan. Raises MaskError when sizes or values do not fit.
+    Either may be an array. An empty mask or a picture without energy gives nan. Raises MaskError when sizes or values
+    do not fit, MaskError or ImageError for what holds no numbers.
     """
-    x = picture.tensor if isinstance(picture, Picture) else picture
+    x = picture.tensor if isinstance(picture, Picture) else tensor_of(picture, "a picture", ImageError)
     energy = x.detach().double().square()
     energy = energy.sum(-3) if x.ndim > 2 else energy
-    m = mask.to(energy)
+    m = tensor_of(mask, "a mask", MaskError).to(energy)
     if tuple(m.shape) != tuple(energy.shape):
         raise MaskError(
             f"mask of size {tuple(m.shape)} for a picture of size {tuple(energy.shape)}; both must be (H, W) alike"

@@ -38,7 +38,7 @@ def adjoint_test(operator: Operator, *, seed: int | torch.Generator = 0, trials:
     device, dtype = getattr(operator, "device", "cpu"), getattr(operator, "dtype", torch.float64)
 
     def draw(shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device, dtype)
 
     found = []
     for _ in range(trials):

@@ -33,7 +33,7 @@ class Display:
 
     def colours(self, tensor: Tensor) -> Tensor:
         """Colours of `tensor` (..., C, H, W), de-normalised, not clamped: float64 on the CPU; [0, 1] can be shown."""
-        mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (self.mean, self.std))
+        mean, std = (torch.tensor(v, dtype=torch.float64, device="cpu").view(-1, 1, 1) for v in (self.mean, self.std))
         return on_cpu(tensor) * std + mean
 
 

@@ -48,7 +48,7 @@ def saliency_view(image: Image.Image, saliency: Tensor) -> SaliencyView:
     return SaliencyView(
         colours=colours,
         overlay=Image.blend(image.convert("L").convert("RGB"), colours, _BLEND),
-        legend=_coloured(torch.linspace(0, 1, 256)[None]),
+        legend=_coloured(torch.linspace(0, 1, 256, device="cpu")[None]),
         top=top,
         above=(values > top).double().mean().item(),
         low=values.min().item(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from urllib.parse import quote
 
@@ -74,6 +75,12 @@ def thumbnail(image: Image.Image) -> Image.Image:
 
 
 def _render(template: str, **values: Any) -> str:
+    return _environment().get_template(template).render(**values)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """Made once, so that each template is compiled once."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pullback.report"),
         autoescape=True,
@@ -93,7 +100,7 @@ def _render(template: str, **values: Any) -> str:
         "spaced": lambda key: str(key).replace("_", " "),
         "href": _href,
     }
-    return environment.get_template(template).render(**values)
+    return environment
 
 
 def _shown(value: Any) -> Any:

@@ -68,49 +68,75 @@ def _fitted(image: Image.Image) -> Image.Image:
     return image.resize([side * factor for side in image.size], Image.Resampling.NEAREST)
 
 
-def _write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, font: Font, width: int, lines: int) -> int:
-    """Write `text` at `at` in at most `lines` lines; returns the height that it took."""
-    parts = wrapped(readable(text), font, width, lines)
-    for index, part in enumerate(parts):
-        draw.text((at[0], at[1] + index * _LINE), part, fill="black", font=font)
-    return len(parts) * _LINE
+def _lines(text: str, width: int, most: int, *, size: int = _TEXT, bold: bool = False) -> list[str]:
+    """`text` in at most `most` lines of `width` pixels."""
+    return wrapped(readable(text), _font(size, bold), width, most)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, at: tuple[int, int], lines: list[str], size: int = _TEXT, bold: bool = False
+) -> int:
+    """Write `lines` one below the other, the first at `at`; returns the height that they take."""
+    for index, line in enumerate(lines):
+        draw.text((at[0], at[1] + index * _LINE), line, fill="black", font=_font(size, bold))
+    return len(lines) * _LINE
+
+
+def _packed(parts: list[str], width: int) -> list[str]:
+    """`parts`, separated by commas, as many on each line as fit; broken between two of them, so that none is torn."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and _font(_TEXT).getlength(f"{lines[-1]}, {part},") <= width:
+            lines[-1] += f", {part}"
+        else:
+            lines.append(part)
+    return [f"{line}," for line in lines[:-1]] + lines[-1:]
 
 
 def _below(picture: Picture) -> list[str]:
-    """What is said below a pair, one line each."""
+    """What is said below a pair, in lines of its width."""
     null = ""
     if picture.null_range is not None and picture.null_clamped_share is not None:
         null = f"null {span(picture.null_range)}, clamped {share(picture.null_clamped_share)}"
     scale = "" if picture.natural else f"grey 0, black and white ±{', '.join(number(s) for s in picture.scales)}"
     own = f"range {span(picture.value_range)}, clamped {share(picture.clamped_share)}"
-    return [t for t in (f"{picture.called}: {picture.mode}", own, scale, null, facts(picture.figures)) if t]
+    measured = _packed([readable(facts({key: value})) for key, value in picture.figures.items()], _PAIR)
+    said = (f"{picture.called}: {picture.mode}", own, scale, null, *measured)
+    return [line for text in said for line in _lines(text, _PAIR, 3)]
 
 
 def _band(title: str, about: str, pairs: list[Pair]) -> Image.Image:
-    """One row: its label, then three pairs of picture and null."""
-    font, bold = _font(_TEXT), _font(_HEADING, bold=True)
-    band = Image.new("RGB", (_WIDTH, 3 * _LINE + _CELL + 7 * _LINE), "white")
+    """One row: its label, then three pairs of picture and null; as high as the highest of them."""
+    columns = [_column(heading, picture) for heading, picture in pairs]
+    label, top = _lines(about, _LABEL, 12), 2 * _LINE + 6
+    height = max(top + len(label) * _LINE, *(column.height for column in columns))
+    band = Image.new("RGB", (_WIDTH, height + _GAP), "white")
     draw = ImageDraw.Draw(band)
-    draw.text((_MARGIN, _LINE), title, fill="black", font=bold)
-    _write(draw, (_MARGIN, 2 * _LINE + 6), about, font, _LABEL, 8)
-    bottom = 0
-    for left, (heading, picture) in zip(_COLUMNS, pairs, strict=True):
-        _write(draw, (left, _LINE), heading, font, _CELL, 1)
-        below = 2 * _LINE + 4
-        if isinstance(picture, str):
-            bottom = max(bottom, below + _write(draw, (left, below), picture, font, _PAIR, 6))
-            continue
-        own = _fitted(picture.rgb())
-        band.paste(own, (left, below))
-        null = picture.null_rgb()
-        draw.text((left + _CELL + _GAP, _LINE), "its null" if null is not None else "no null", fill="black", font=font)
-        if null is not None:
-            band.paste(_fitted(null), (left + _CELL + _GAP, below))
-        below += own.height + 4
-        for line in _below(picture):
-            below += _write(draw, (left, below), line, font, _PAIR, 2)
-        bottom = max(bottom, below)
-    return band.crop((0, 0, _WIDTH, max(bottom, 4 * _LINE) + _GAP))
+    _write(draw, (_MARGIN, _LINE), [title], _HEADING, bold=True)
+    _write(draw, (_MARGIN, top), label)
+    for left, column in zip(_COLUMNS, columns, strict=True):
+        band.paste(column, (left, 0))
+    return band
+
+
+def _column(heading: str, picture: Picture | str) -> Image.Image:
+    """A heading, a pair of picture and null or the reason why there is none, and what is said below."""
+    top = 2 * _LINE + 4
+    images: list[Image.Image] = []
+    if isinstance(picture, str):
+        below, words = top, _lines(picture, _PAIR, 6)
+    else:
+        images = [_fitted(image) for image in (picture.rgb(), picture.null_rgb()) if image is not None]
+        below, words = top + images[0].height + 4, _below(picture)
+    column = Image.new("RGB", (_PAIR, below + len(words) * _LINE), "white")
+    draw = ImageDraw.Draw(column)
+    _write(draw, (0, _LINE), _lines(heading, _CELL, 1))
+    _write(draw, (0, below), words)
+    if images:
+        _write(draw, (_CELL + _GAP, _LINE), ["its null" if len(images) > 1 else "no null"])
+    for index, image in enumerate(images):
+        column.paste(image, (index * (_CELL + _GAP), top))
+    return column
 
 
 def _header(e: Explanation) -> Image.Image:
@@ -120,16 +146,16 @@ def _header(e: Explanation) -> Image.Image:
     band.paste(image, (_MARGIN, 0))
     left = _MARGIN + _CELL + _BETWEEN
     width = _WIDTH - left - _MARGIN
-    _write(draw, (left, 0), e.file_name, _font(_TITLE, bold=True), width, 1)
+    _write(draw, (left, 0), _lines(e.file_name, width, 1, size=_TITLE, bold=True), _TITLE, bold=True)
     top = 2 * _LINE
-    top += _write(draw, (left, top), f"{e.encoder}; {e.origin}", _font(_TEXT), width, 2)
+    top += _write(draw, (left, top), _lines(f"{e.encoder}; {e.origin}", width, 2))
     for guess in e.guesses:
-        top += _write(draw, (left, top), f"{share(guess.probability)}  {guess.name}", _font(_TEXT), width, 1)
+        top += _write(draw, (left, top), _lines(f"{share(guess.probability)}  {guess.name}", width, 1))
     if e.target is not None:
-        target = f"explained: {e.target[1]} (class {e.target[0]})"
-        top += _write(draw, (left, top), target, _font(_TEXT, bold=True), width, 1)
+        target = _lines(f"explained: {e.target[1]} (class {e.target[0]})", width, 1, bold=True)
+        top += _write(draw, (left, top), target, bold=True)
     words = f"Each picture beside its null: the same method without the image's features. pullback {__version__}"
-    _write(draw, (left, top), words, _font(_TEXT), width, 1)
+    _write(draw, (left, top), _lines(words, width, 1))
     return band
 
 
@@ -137,19 +163,19 @@ def _saliency(e: Explanation) -> Image.Image:
     assert e.saliency is not None
     view = saliency_view(e.picture, e.saliency)
     colours, overlay = _fitted(view.colours), _fitted(view.overlay)
-    band = Image.new("RGB", (_WIDTH, 2 * _LINE + 4 + colours.height), "white")
-    draw = ImageDraw.Draw(band)
-    draw.text((_MARGIN, _LINE), "Saliency", fill="black", font=_font(_HEADING, bold=True))
-    top, left = 2 * _LINE + 4, _COLUMNS[0]
-    band.paste(colours, (left, top))
-    band.paste(overlay, (left + _CELL + _GAP, top))
-    left = _COLUMNS[1]
-    band.paste(view.legend.resize((_CELL, 12), Image.Resampling.NEAREST), (left, top))
-    for index, words in enumerate((
+    said = (
         f"0 to {number(view.top)}; {share(view.above)} of pixels lie beyond",
         f"range {span((view.low, view.high))}",
         "left: the map; right: over the grey image, for orientation",
         "a summary of the class picture, no proof that these pixels decided",
-    )):  # fmt: skip
-        _write(draw, (left, top + 16 + index * _LINE), words, _font(_TEXT), _PAIR, 1)
+    )
+    lines = [line for text in said for line in _lines(text, _PAIR, 2)]
+    top, legend = 2 * _LINE + 4, 16
+    band = Image.new("RGB", (_WIDTH, top + max(colours.height, legend + len(lines) * _LINE)), "white")
+    draw = ImageDraw.Draw(band)
+    _write(draw, (_MARGIN, _LINE), ["Saliency"], _HEADING, bold=True)
+    band.paste(colours, (_COLUMNS[0], top))
+    band.paste(overlay, (_COLUMNS[0] + _CELL + _GAP, top))
+    band.paste(view.legend.resize((_CELL, 12), Image.Resampling.NEAREST), (_COLUMNS[1], top))
+    _write(draw, (_COLUMNS[1], top + legend), lines)
     return band
