@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 
 from pullback.errors import NumericsError, OptionError
 from pullback.inversion import blind
-from pullback.inversion.blind import LADDER, Recipe, blind_inverse, choose_leak, recipe_for
+from pullback.inversion.blind import LADDER, Recipe, blind_inverse, recipe_for
 from pullback.inversion.prior import Prior
 
 SIZE = (12, 10)
@@ -201,19 +199,20 @@ def test_a_machine_that_slows_down_ends_the_search_and_it_is_told(
     assert result.misfit < result.history[0]
 
 
-def test_the_leak_is_the_largest_that_leads_downhill(prior: Prior, net: nn.Sequential) -> None:
-    """A planted backward pass that points uphill for leaks above a bound: the next smaller leak is taken."""
+def test_an_impatient_search_gives_up_where_the_gradient_leads_nowhere(prior: Prior, net: nn.Sequential) -> None:
+    """The same numbers with the gradient reversed: the misfit cannot fall."""
     target = features_of(net, samples(prior, 1))
-    tried = []
 
-    def features(bound: float, leak: float) -> Callable[[Tensor], Tensor]:
-        tried.append(leak)
-        return lambda x: net(2 * x.detach() - x if leak > bound else x)  # the same numbers, the gradient reversed
+    def uphill(x: Tensor) -> Tensor:
+        return net(2 * x.detach() - x)
 
-    for bound, expected in ((1.0, [0.2]), (0.1, [0.2, 0.1]), (-1.0, [0.2, 0.1, 0.05])):
-        leak = choose_leak(partial(features, bound), target, prior, RECIPE, target.norm()[None], 0)
-        assert tried == expected and leak == (0.0 if bound < 0 else expected[-1])
-        tried.clear()
+    found = blind_inverse(net, target, prior, RECIPE, steps=30, impatient=True)
+    assert not found.given_up and len(found.history) == 30
+    assert torch.equal(found.x, blind_inverse(net, target, prior, RECIPE, steps=30).x)
+    lost = blind_inverse(uphill, target, prior, RECIPE, steps=30, impatient=True)
+    assert lost.given_up and len(lost.history) == 11
+    stubborn = blind_inverse(uphill, target, prior, RECIPE, steps=30)
+    assert not stubborn.given_up and len(stubborn.history) == 30
 
 
 def test_recipes_ask_more_of_the_prior_with_depth() -> None:

@@ -347,3 +347,21 @@ def test_without_a_last_gate_every_gate_leaks() -> None:
     tape = encoder.tape(image(size=8)[None])
     assert len(leaky_rules(tape, encoder.point(tape, 2), 0.2)) == 1
     assert len(leaky_rules(tape, encoder.point(tape, 1), 0.2)) == 0
+
+
+def test_the_blind_inverse_takes_the_largest_leak_that_leads_downhill(
+    encoder: Encoder, prior: Prior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A planted backward pass that points uphill for leaks above 0.1."""
+    real = Encoder.stretch
+
+    def stretch(self: Encoder, stage: int, *, rules: partial[object]) -> Callable[[Tensor], Tensor]:
+        run = real(self, stage, rules=rules)
+        return (lambda x: run(2 * x.detach() - x)) if rules.keywords["slope"] > 0.1 else run
+
+    x = sample(prior)
+    assert Inverter(encoder, "blind", prior=prior, steps=15)(x).stage(2).figures["leak"] == 0.2
+    monkeypatch.setattr(Encoder, "stretch", stretch)
+    picture = Inverter(encoder, "blind", prior=prior, steps=15)(x).stage(2)
+    assert picture.figures["leak"] == 0.1
+    assert picture.figures["feature misfit"] < 0.9

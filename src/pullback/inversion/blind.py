@@ -27,8 +27,10 @@ START = (
     1e-3  # of a standard deviation of the prior: at mu itself a network without biases has every gate shut, for ever
 )
 LATE = 1.25
-LEAKS = (0.2, 0.1, 0.05, 0.0)
-TRIAL = 4  # steps
+TRIAL, FALL = (
+    10,
+    0.95,
+)  # a search that leads anywhere has brought the misfit below FALL of the start's after TRIAL steps
 LADDER = (10, 15, 25, 40, 60, 100, 150, 250, 400)
 
 
@@ -60,7 +62,8 @@ class BlindResult:
     """The step of smallest loss, for each item.
 
     x (B, c, H, W) in preprocessed units; misfit (B,) = ||F(x) - F|| / scale at x; history (taken, B), the misfit before each
-    step; `steps` is the number to ask for to get the same bits again, unless fewer were taken (`len(history)`).
+    step; `steps` is the number to ask for to get the same bits again, unless fewer were taken (`len(history)`): given_up says
+    that an impatient search saw no descent.
     """
 
     x: Tensor
@@ -68,6 +71,7 @@ class BlindResult:
     history: Tensor
     steps: int
     seconds: float
+    given_up: bool
 
 
 def blind_inverse(
@@ -80,6 +84,7 @@ def blind_inverse(
     seconds: float | None = None,
     scale: Tensor | None = None,
     seed: int = 0,
+    impatient: bool = False,
 ) -> BlindResult:
     """Images whose features come close to target (B, *out), each found independently of its neighbours.
 
@@ -87,8 +92,9 @@ def blind_inverse(
     spectrum of the recipe. scale (B,) divides the misfit of each item and defaults to `||F||`; zero features, the null
     picture, need the scale of the features they stand beside. `seconds` picks the largest number of steps of the ladder that
     should fit, after timing two gradients; the answer depends on the number and on `seed` alone, unless the machine slows down
-    so much that the search has to be cut off at `LATE` times its seconds. A step costs one forward and one backward pass. Works
-    under `torch.no_grad` and leaves no gradients behind.
+    so much that the search has to be cut off at `LATE` times its seconds. An impatient search gives up after `TRIAL` steps that
+    have not brought the first item nearer. A step costs one forward and one backward pass. Works under `torch.no_grad` and leaves
+    no gradients behind.
     """
     if (steps is None) == (seconds is None):
         raise OptionError(f"give either steps or seconds, but got steps={steps} and seconds={seconds}")
@@ -124,11 +130,14 @@ def blind_inverse(
         steps = _affordable(lambda: gradient(z), seconds)
     optimiser = torch.optim.Adam([z], lr=RATE, betas=BETAS)
     history = []
-    best, least = z.detach().clone(), torch.full_like(scale, torch.inf)
+    best, least, given_up = z.detach().clone(), torch.full_like(scale, torch.inf), False
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
         z.grad, loss, misfit = gradient(z)
         history.append(misfit)
+        given_up = impatient and step == TRIAL and not bool(misfit[0] < FALL * history[0][0])
+        if given_up:
+            break
         best, least = _better(z, loss, best, least)
         optimiser.step()
         if seconds is not None and step + 1 >= LADDER[0] and time.perf_counter() - start > LATE * seconds:
@@ -138,22 +147,7 @@ def blind_inverse(
         misfit = _norms(features(x) - target) / scale
     if not bool(torch.isfinite(misfit).all()):
         raise NumericsError(f"the blind inverse left the finite numbers: misfits {misfit.tolist()} after {steps} steps")
-    return BlindResult(x, misfit, torch.stack(history), steps, time.perf_counter() - start)
-
-
-def choose_leak(
-    features: Callable[[float], Map], target: Tensor, prior: Prior, recipe: Recipe, scale: Tensor, seed: int
-) -> float:
-    """The largest leak of the backward pass under which a few steps bring the features (1, *out) nearer; else none.
-
-    features maps a leak to the network with that leak; the rest is as for `blind_inverse`. In a deep chain of gates without
-    shortcuts (MobileNetV2) the gradients let through add up until they point uphill.
-    """
-    for leak in LEAKS[:-1]:
-        trial = blind_inverse(features(leak), target, prior, recipe, steps=TRIAL, scale=scale, seed=seed)
-        if float(trial.misfit) < float(trial.history[0]):
-            return leak
-    return LEAKS[-1]
+    return BlindResult(x, misfit, torch.stack(history), steps, time.perf_counter() - start, given_up)
 
 
 def _better(z: Tensor, loss: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from pullback.errors import OptionError
 from pullback.graph import plain_autograd
-from pullback.inversion.blind import BlindResult, blind_inverse, choose_leak, recipe_for
+from pullback.inversion.blind import BlindResult, blind_inverse, recipe_for
 from pullback.inversion.leaky import leaky_rules
 from pullback.inversion.methods import Drawn, combined
 from pullback.inversion.opened import Opened
@@ -20,6 +19,7 @@ from pullback.inversion.prior import Prior
 from pullback.inversion.seeds import channel_seeds
 from pullback.inversion.wiener import WienerSolver
 
+LEAKS = (0.2, 0.1, 0.05, 0.0)  # of the gradient through shut gates, in the blind inverse's backward pass
 CONVERGED = 0.1  # relative residual up to which a picture goes without a warning
 
 
@@ -122,26 +122,10 @@ class BlindMethod:
         target = self.opened.levels[level] if features is None else features
         nothing = torch.zeros_like(target)
         scale = target.norm() if bool(target.any()) else self.opened.levels[level].norm()
-        begun = time.perf_counter()
-        with plain_autograd(self.opened.encoder.device):
-            recipe = recipe_for(self.opened.image.shape[-2] / target.shape[-2])
-            leak = choose_leak(partial(self._leaky, level), target[None], self.prior, recipe, scale[None], self.seed)
-            left = None if self.seconds is None else max(self.seconds - (time.perf_counter() - begun), 1e-3)
-            # The numbers in the image may choose the path through the network: then own and null must not share a run.
-            batches = [[target], [nothing]] if self.opened.encoder.data_dependent else [[target, nothing]]
-            found: list[BlindResult] = []
-            for batch in batches:
-                result = blind_inverse(
-                    self._leaky(level, leak),
-                    torch.stack(batch),
-                    self.prior,
-                    recipe,
-                    scale=scale.expand(len(batch)),
-                    steps=found[0].steps if found else self.steps,
-                    seconds=None if found or left is None else left / len(batches),
-                    seed=self.seed,
-                )
-                found.append(result)
+        # The numbers in the image may choose the path through the network: then own and null must not share a run.
+        batches = [[target], [nothing]] if self.opened.encoder.data_dependent else [[target, nothing]]
+        first, leak = self._search(level, torch.stack(batches[0]), scale, len(batches))
+        found = [first, *(self._follow(level, torch.stack(b), scale, leak, first.steps) for b in batches[1:])]
         own, null = torch.cat([f.x for f in found])
         misfit, null_misfit = torch.cat([f.misfit for f in found]).tolist()
         planned, taken = found[0].steps, len(found[0].history)
@@ -157,8 +141,43 @@ class BlindMethod:
         figures = {"steps": taken, "feature misfit": misfit, "null: feature misfit": null_misfit, "leak": leak}
         return Drawn(own, null, figures, tuple(notes))
 
-    def _leaky(self, level: int, leak: float) -> Callable[[Tensor], Tensor]:
-        return self.opened.encoder.stretch(level, rules=partial(leaky_rules, slope=leak))
+    def _search(self, level: int, target: Tensor, scale: Tensor, runs: int) -> tuple[BlindResult, float]:
+        """The search with the largest leak that leads downhill, and that leak.
+
+        In a deep chain of gates without shortcuts (MobileNetV2) the gradients let through add up until they point uphill.
+        """
+        begun = time.perf_counter()
+        for leak in LEAKS:
+            spent = time.perf_counter() - begun
+            seconds = None if self.seconds is None else max(self.seconds / runs - spent, 1e-3)
+            found = self._follow(level, target, scale, leak, self.steps, seconds, impatient=leak > 0)
+            if not found.given_up:
+                break
+        return found, leak
+
+    def _follow(
+        self,
+        level: int,
+        target: Tensor,
+        scale: Tensor,
+        leak: float,
+        steps: int | None,
+        seconds: float | None = None,
+        impatient: bool = False,
+    ) -> BlindResult:
+        encoder = self.opened.encoder
+        with plain_autograd(encoder.device):
+            return blind_inverse(
+                encoder.stretch(level, rules=partial(leaky_rules, slope=leak)),
+                target,
+                self.prior,
+                recipe_for(self.opened.image.shape[-2] / target.shape[-2]),
+                scale=scale.expand(len(target)),
+                steps=steps,
+                seconds=seconds,
+                seed=self.seed,
+                impatient=impatient,
+            )
 
     def channels(self, level: int, channels: Tensor) -> Drawn:
         raise _whole_stages_only("channels")
