@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pullback.errors import NumericsError, OptionError
+from pullback.inversion.budget import check_budget, rung
 from pullback.inversion.prior import Prior
 
 Map = Callable[[Tensor], Tensor]
@@ -96,10 +97,7 @@ def blind_inverse(
     have not brought the first item nearer. A step costs one forward and one backward pass. Works under `torch.no_grad` and leaves
     no gradients behind.
     """
-    if (steps is None) == (seconds is None):
-        raise OptionError(f"give either steps or seconds, but got steps={steps} and seconds={seconds}")
-    if (steps is not None and steps < 1) or (seconds is not None and not seconds > 0):
-        raise OptionError(f"steps and seconds must be positive, but got steps={steps} and seconds={seconds}")
+    check_budget(steps, seconds)
     scale = _norms(target) if scale is None else scale.to(target)
     if scale.shape != target.shape[:1] or not bool((scale > 0).all()):
         raise OptionError(
@@ -168,4 +166,4 @@ def _affordable(evaluate: Callable[[], tuple[Tensor, Tensor, Tensor]], seconds: 
     evaluate()[1].tolist()
     end = time.perf_counter()
     fitting = (end - warm) and (seconds - (end - start)) / (end - warm)
-    return max((n for n in LADDER if n <= fitting), default=LADDER[0])
+    return rung(LADDER, fitting)

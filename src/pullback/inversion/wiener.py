@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pullback.errors import NumericsError, OptionError
+from pullback.inversion.budget import check_budget, rung
 from pullback.inversion.prior import Prior
 
 Map = Callable[[Tensor], Tensor]
@@ -102,10 +103,7 @@ class WienerSolver:
         by itself once its residual falls below `tolerance * ||r||`. A step costs one `vm` and one `mv` for the whole batch;
         one more pair at the end yields the picture and the true residual.
         """
-        if (steps is None) == (seconds is None):
-            raise OptionError(f"give either steps or seconds, but got steps={steps} and seconds={seconds}")
-        if (steps is not None and steps < 1) or (seconds is not None and not seconds > 0):
-            raise OptionError(f"steps and seconds must be positive, but got steps={steps} and seconds={seconds}")
+        check_budget(steps, seconds)
         if tuple(residuals.shape[1:]) != self.out_shape:
             raise OptionError(f"residuals must be (K, *{self.out_shape}), but have shape {tuple(residuals.shape)}")
         start = time.perf_counter()
@@ -137,7 +135,7 @@ class WienerSolver:
                 second = _now(z)  # the first step also pays for what is made once
             if seconds is not None and done == 2:
                 fitting = (seconds - (_now(z) - start)) / max(_now(z) - second, 1e-9) + 1  # one pair closes
-                limit = max((n for n in LADDER if n <= fitting), default=2)
+                limit = rung(LADDER, fitting)
             if seconds is not None and done > 2 and _now(z) - start > seconds:
                 break
         delta = self.prior.covariance(self.vm(z))
