@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from pullback.adjoint import Packed, Program, Unsupported, adjoint_discrepancy, vjp_discrepancy
 from pullback.encoders.naming import class_index
 from pullback.encoders.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from pullback.encoders.splitting import Boundary, find, split
@@ -22,6 +25,8 @@ from pullback.errors import ClassError, EncoderError, ImageError, NumericsError,
 from pullback.graph import Point, Rule, Tape, plain_autograd, record
 from pullback.images import load_image
 from pullback.operator import Jacobian
+
+_log = logging.getLogger(__name__)
 
 StageName = int | str
 Rules = Callable[[Tape, Point], Mapping[int, Rule]]
@@ -73,6 +78,8 @@ class Encoder:
         self._seen = self._versions()
         self._tapes: OrderedDict[tuple[Any, ...], Tape] = OrderedDict()
         self._splits: WeakKeyDictionary[Tape, tuple[Boundary, ...]] = WeakKeyDictionary()
+        self._packed: WeakKeyDictionary[Tape, Packed] = WeakKeyDictionary()
+        self._agreed: WeakKeyDictionary[Tape, dict[tuple[Point, Point], str | bool]] = WeakKeyDictionary()
         first = next(iter((*module.parameters(), *module.buffers())), torch.zeros((), device="cpu"))
         self.device, self.dtype = first.device, first.dtype if first.is_floating_point() else torch.float32
         noise = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0), device="cpu")
@@ -375,23 +382,52 @@ class Encoder:
         """Class scores (K,) of one preprocessed image, or (B, K) of a batch."""
         return self.features(x, "logits")
 
+    def _lowered(self, along: Tensor, stage: StageName, start: StageName, x: Tensor) -> Program | None:
+        """The adjoint program of a stretch at x, on the path of the image `along`; None where only autograd gives the truth."""
+        tape = self.tape(along[None])
+        ends = self.point(tape, start), self.point(tape, stage)
+        agreed = self._agreed.setdefault(tape, {})
+        if agreed.get(ends) == "autograd" or ends[1].op < ends[0].op:
+            return None
+        try:
+            program = Program.lower(tape, *ends, x, self._packed.setdefault(tape, {}))
+        except Unsupported as reason:
+            _log.info("autograd serves %s from %s to %s: %s", self.name, start, stage, reason)
+            agreed[ends] = "autograd"
+            return None
+        if ends not in agreed:
+            allowed = _AGREEMENT.get(self.dtype, 1e-4)
+            error = vjp_discrepancy(program, tape, *ends, x)
+            if not error <= allowed:
+                _log.warning("autograd serves %s: the adjoint program differs from it by %.1e", self.name, error)
+                agreed[ends] = "autograd"
+                return None
+            agreed[ends] = adjoint_discrepancy(program, x) <= allowed
+        program.pushes = bool(agreed[ends])
+        return program
+
     def jacobian(
         self,
         image: str | Path | Image.Image | Tensor,
         stage: StageName,
         start: StageName = 0,
         *,
+        at: Tensor | None = None,
         chunk: int | None = None,
         memory: int | str | None = None,
     ) -> Jacobian:
         """The Jacobian of `stage` with respect to `start` (default: the image) at one image, as a linear operator.
 
-        stage: 0..L, a stage's or any module's name, or "logits". memory, chunk: see `pullback.Jacobian`.
+        stage: 0..L, a stage's or any module's name, or "logits". at: the image's features at `start`, where they are at
+        hand. memory, chunk: see `pullback.Jacobian`.
         """
         x = self.preprocess(image)
         if x.ndim != 3:
             raise ImageError(
                 f"the Jacobian is taken at one image (C, H, W), got shape {tuple(x.shape)}; loop over the batch"
             )
-        at = x if start == 0 else self.features(x, start)
-        return Jacobian(self.stretch(stage, start, along=x), at, chunk=chunk, memory=memory)
+        if at is None:
+            at = x if start == 0 else self.features(x, start)
+        run = self.stretch(stage, start, along=x)
+        lower = partial(self._lowered, x, stage, start)
+        return Jacobian(run, at, chunk=chunk, memory=memory, lower=lower)

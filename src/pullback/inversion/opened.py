@@ -64,15 +64,15 @@ class Opened:
 
     def _step(self, k: int) -> Jacobian:
         if k not in self._chain:
-            run = self.encoder.stretch(k + 1, k, along=self.image)
-            self._chain[k] = Jacobian(run, self.levels[k], chunk=self.chunk, memory=self.memory)
+            self._chain[k] = self.encoder.jacobian(
+                self.image, k + 1, k, at=self.levels[k], chunk=self.chunk, memory=self.memory
+            )
         return self._chain[k]
 
     def whole(self, level: int) -> Jacobian:
         """J_l = dF_l / dx in one piece."""
         if level not in self._whole:
-            run = self.encoder.stretch(level, along=self.image)
-            self._whole[level] = Jacobian(run, self.image, chunk=self.chunk, memory=self.memory)
+            self._whole[level] = self.encoder.jacobian(self.image, level, chunk=self.chunk, memory=self.memory)
         return self._whole[level]
 
     def field(self, level: int, seed: Tensor) -> Support:

@@ -10,6 +10,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from pullback.adjoint import LARGEST_BATCH, Program
 from pullback.errors import NumericsError, OptionError
 from pullback.operator.linear import LinearMap, flat_batch
 from pullback.operator.memory import memory_budget
@@ -20,6 +21,7 @@ _log = logging.getLogger(__name__)
 _LARGEST_CHUNK = 8  # convolutions gain nothing from larger batches, while memory grows with them
 _PASSES_WORTH = 3  # memory of a chunk in units of its graph: the graph, the recorded adjoint, and the pass at work
 
+Lowering = Callable[[Tensor], Program | None]
 _Product = Callable[[Replica, Tensor], Tensor]
 _WAYS_TO_PUSH: tuple[_Product, ...] = (Replica.push, Replica.push_forward)
 
@@ -44,11 +46,13 @@ class Jacobian(LinearMap):
     chunk: cotangents per backward pass; 1 is the plain loop. None: the largest of 1, 2, 4, 8 within `memory`, settled at
         the first product with several cotangents.
     memory: budget in bytes or as a text ("2GB"); None is a quarter of what is free. An explicit `chunk` wins.
+    lower: what lowers the function at x to an adjoint program, where it knows how (`Encoder.jacobian` gives one).
 
-    Cost: one run of `function` here and one, on `chunk` copies of x, at the first product with several cotangents (with
-    chunk=None one for each of 2, 4, 8 copies that a product calls for); no further run, however many products follow
-    (`forwards` counts). `close()`, or leaving a `with` block, frees what the runs keep, and the next product runs the
-    function again. A last chunk that is not full is padded with zeros, so that its numbers have the bits of a full one.
+    Cost with a program: one run here, and none afterwards. Cost without: one run of `function` here and one, on `chunk`
+    copies of x, at the first product with several cotangents (with chunk=None one for each of 2, 4, 8 copies that a product
+    calls for); no further run, however many products follow (`forwards` counts). `close()`, or leaving a `with` block,
+    frees what the runs keep, and the next product runs the function again. Without a program, a last chunk that is not full
+    is padded with zeros, so that its numbers have the bits of a full one.
 
     Raises OptionError (shape, complex numbers, chunk, memory), EncoderError (the function gives no such output),
     NumericsError (no way to `mv`).
@@ -59,7 +63,13 @@ class Jacobian(LinearMap):
     """
 
     def __init__(
-        self, function: Function, x: Tensor, *, chunk: int | None = None, memory: int | str | None = None
+        self,
+        function: Function,
+        x: Tensor,
+        *,
+        chunk: int | None = None,
+        memory: int | str | None = None,
+        lower: Lowering | None = None,
     ) -> None:
         if not x.is_floating_point():
             raise OptionError(f"x is {x.dtype}, where real floating-point numbers were expected")
@@ -69,25 +79,45 @@ class Jacobian(LinearMap):
             )
         self.in_shape, self.dtype, self.device = tuple(x.shape), x.dtype, x.device
         self._function = _Counted(function)
+        self._lower, self._lowerings = lower, 0
+        self._program: Program | None = None
         self._chunk, self._explicit = chunk, chunk is not None
         self._memory = memory if memory is None else memory_budget(memory, x.device)
         self._push: _Product | None = None
         self._kept: dict[int, Replica] = {}
         with torch.inference_mode(False):
             self._x = x.detach().clone()
-            self.value = self._replica(1).output[0].detach().clone()
+            program = self.program
+            self.value = self._replica(1).output[0].detach().clone() if program is None else program.value
         self.out_shape = tuple(self.value.shape)
 
     @property
     def forwards(self) -> int:
         """Runs of the function so far."""
-        return self._function.runs
+        return self._function.runs + self._lowerings
+
+    @property
+    def program(self) -> Program | None:
+        """The adjoint program at x; None where autograd serves the function."""
+        if self._program is None and self._lower is not None:
+            self._program = self._lower(self._x)
+            if self._program is None:
+                self._lower = None
+            else:
+                self._lowerings += 1
+        return self._program
 
     @property
     def chunk(self) -> int:
         """Cotangents per backward pass."""
         if self._chunk is None:
             budget = memory_budget(None, self.device) if self._memory is None else self._memory
+            program = self.program
+            if program is not None:
+                sizes = [2**k for k in range(1 + int(math.log2(LARGEST_BATCH)))]
+                fits = [c for c in sizes if program.kept_bytes + program.working_bytes("pull", c) <= budget]
+                self._chunk = max(fits, default=1)
+                return self._chunk
             fitting = budget // max(1, _PASSES_WORTH * self._replica(1).saved_bytes())
             self._chunk = 2 ** int(math.log2(min(max(fitting, 1), _LARGEST_CHUNK)))
         return self._chunk
@@ -97,7 +127,11 @@ class Jacobian(LinearMap):
     def vm(self, w: Tensor) -> Tensor:
         """J^T w for cotangents w (..., *out_shape), any leading axes: (..., *in_shape). One backward pass per chunk."""
         cotangents = flat_batch(w, self.out_shape, self.value.dtype, self.device, "the cotangent")
-        pulled = self._by_chunks(Replica.pull, cotangents, self.in_shape)
+        program = self.program
+        if program is not None:
+            pulled = program.pull(cotangents, self.chunk)
+        else:
+            pulled = self._by_chunks(Replica.pull, cotangents, self.in_shape)
         return pulled.reshape(w.shape[: w.dim() - len(self.out_shape)] + self.in_shape)
 
     @torch.inference_mode(False)
@@ -109,7 +143,11 @@ class Jacobian(LinearMap):
         derivative, or the check fails, forward-mode differentiation takes over, at about three times the cost.
         """
         tangents = flat_batch(v, self.in_shape, self.dtype, self.device, "the tangent")
-        pushed = self._by_chunks(self._push or self._first_push, tangents, self.out_shape)
+        program = self.program
+        if program is not None and program.pushes:
+            pushed = program.push(tangents, self.chunk)
+        else:
+            pushed = self._by_chunks(self._push or self._first_push, tangents, self.out_shape)
         return pushed.reshape(v.shape[: v.dim() - len(self.in_shape)] + self.out_shape)
 
     @torch.inference_mode(False)
@@ -119,8 +157,9 @@ class Jacobian(LinearMap):
         return self.value - self.mv(self._x)
 
     def close(self) -> None:
-        """Free the kept graphs."""
+        """Free what the runs keep."""
         self._kept.clear()
+        self._program = None
 
     def __enter__(self) -> Jacobian:
         return self

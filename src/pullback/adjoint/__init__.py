@@ -1,0 +1,7 @@
+"""The adjoint engine: a recorded stretch of a network lowered to local Jacobians, for many cotangents at one image."""
+
+from pullback.adjoint.agreement import adjoint_discrepancy, vjp_discrepancy
+from pullback.adjoint.convolution import Packed
+from pullback.adjoint.program import LARGEST_BATCH, Program, Unsupported
+
+__all__ = ["LARGEST_BATCH", "Packed", "Program", "Unsupported", "adjoint_discrepancy", "vjp_discrepancy"]

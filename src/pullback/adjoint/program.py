@@ -1,0 +1,153 @@
+"""The adjoint program: a stretch of a recorded network at one point, lowered to its local Jacobians, run on cotangents.
+
+Autograd keeps a graph for each copy of the image. A frozen network needs one: its local Jacobians are the same for all
+cotangents. So they are kept once, batch norms are folded into kernels, neighbouring diagonals become one product, and
+cotangents go through in as large a batch as still fits into the caches.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pullback.adjoint.convolution import Packed
+from pullback.adjoint.maps import Shape
+from pullback.adjoint.rules import Applied, lowered
+from pullback.adjoint.schedule import WAYS, Edge, Segment, Way, scheduled, simplified
+from pullback.graph import Point, Tape, plain_autograd
+
+_log = logging.getLogger(__name__)
+
+_FITTING = 30 * 2**20  # bytes of the largest tensor of a batch on a CPU; above 32 MiB every allocation is new pages
+LARGEST_BATCH = 64
+
+
+class Unsupported(Exception):
+    """The recorded run cannot be lowered: it writes into memory through views."""
+
+
+class Program:
+    """J of a stretch of a network at one point, as a list of local Jacobians.
+
+    value: the stretch's output at the point, (*out_shape). unknown: operations without a rule, left to autograd.
+    pushes: whether `push` is there; an operation without a rule may lack a second derivative.
+    """
+
+    def __init__(
+        self, edges: Sequence[Edge], in_shape: Shape, value: Tensor, dtype: torch.dtype, unknown: tuple[str, ...]
+    ) -> None:
+        self.edges, self.in_shape, self.value, self.dtype, self.unknown = edges, in_shape, value, dtype, unknown
+        self.pushes = True
+        entries = _FITTING // dtype.itemsize if value.device.type == "cpu" else None
+        self._schedules = {way: scheduled(edges, way, entries) for way in WAYS}
+
+    @classmethod
+    def lower(cls, tape: Tape, start: Point, end: Point, x: Tensor, packed: Packed) -> Program:
+        """Run the tape, recorded on a batch of one, from `start` with value x (*in_shape) to `end`, and keep its Jacobians.
+
+        packed: a store of kernels for this tape, filled here. Raises Unsupported.
+        """
+        edges: list[Edge] = []
+        live = {start}
+        unknown: dict[str, None] = {}
+
+        def lowering(i: int) -> Any:
+            op = tape.ops[i]
+            read = {p.tensor: p for p in tape.sources[i]}
+
+            def run(*args: Any, **kwargs: Any) -> Any:
+                points = [read.get(t) for t in op.inputs]
+                flags = tuple(p in live for p in points)
+                if not op.grad or not any(flags):
+                    return op.func(*args, **kwargs)
+                fixed = tuple(t in tape.constants for t in op.inputs)
+                out, found, known = lowered(Applied(op, i, args, kwargs, flags, fixed, packed))
+                if not known:
+                    unknown[op.name] = None
+                for k, j, local in found:
+                    point = points[j]
+                    assert point is not None
+                    outer = Point(i, op.outputs[k])
+                    sizes = (prod(tape.shapes[p.tensor]) for p in (point, outer))
+                    edges.append(Edge(point, outer, local, *sizes))
+                    live.add(outer)
+                return out
+
+            return run
+
+        run = [i for i, _ in tape.program(start, [end]).steps]
+        for i in run:
+            for p in tape.sources[i]:
+                if p != start and p.op > start.op and p.tensor not in tape.ops[p.op].outputs and tape.dependent[p.op]:
+                    raise Unsupported(f"{tape.ops[p.op].name} writes into a tensor that is read by another name")
+        rules = {i: lowering(i) for i in run if tape.dependent[i]}
+        with plain_autograd(x.device), torch.no_grad():
+            value = tape.replay(x.detach()[None], [end], start=start, rules=rules)[0]
+        if unknown:
+            _log.info("no adjoint rule for %s: autograd serves them, one at a time", ", ".join(unknown))
+        if end not in live or start == end:
+            raise Unsupported("the output does not depend on the input by any derivative")
+        simple = simplified(edges, start, end)
+        return cls(simple, tuple(x.shape), value[0].detach().clone(), x.dtype, tuple(unknown))
+
+    def to(self, dtype: torch.dtype) -> Program:
+        """The same Jacobian with its numbers rounded to another precision."""
+        edges = [replace(e, map=e.map.to(dtype)) for e in self.edges]
+        made = Program(edges, self.in_shape, self.value, dtype, self.unknown)
+        made.pushes = self.pushes
+        return made
+
+    def pull(self, w: Tensor, batch: int | None = None) -> Tensor:
+        """J^T w for cotangents (K, *out_shape): (K, *in_shape). batch: how many at once, None for what fits the caches."""
+        return self._product("pull", w, self.in_shape, batch)
+
+    def push(self, v: Tensor, batch: int | None = None) -> Tensor:
+        """J v for tangents (K, *in_shape): (K, *out_shape)."""
+        return self._product("push", v, tuple(self.value.shape), batch)
+
+    @cached_property
+    def kept_bytes(self) -> int:
+        """Bytes of the numbers that belong to this point, each storage counted once."""
+        storages = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for e in self.edges for t in e.map.kept
+        }
+        return sum(storages.values())
+
+    def working_bytes(self, way: Way, batch: int) -> int:
+        """Bytes that a product on `batch` rows holds at most, beside what is kept."""
+        held = most = 0
+        rows = batch
+        for segment in self._schedules[way]:
+            rows = min(rows, segment.batch or rows)
+            most = max(most, held + rows * segment.peak)
+            held += rows * segment.end
+        return most * self.dtype.itemsize
+
+    # ---- running ---------------------------------------------------------------------------------------------------
+
+    def _product(self, way: Way, rows: Tensor, shape: Shape, batch: int | None) -> Tensor:
+        with plain_autograd(rows.device), torch.no_grad():
+            made = rows.new_empty(len(rows), *shape)
+            at = 0
+            for part in rows.split(batch or LARGEST_BATCH):
+                given = part.clone() if part.is_inference() else part  # which autograd would not take
+                for product in _through(self._schedules[way], given.to(self.dtype)[:, None]):
+                    made[at : at + len(product)] = product[:, 0]
+                    at += len(product)
+        return made
+
+
+def _through(segments: Sequence[Segment], rows: Tensor) -> Iterator[Tensor]:
+    """Rows through all segments, each taking as many at a time as fit it."""
+    if not segments:
+        yield rows
+        return
+    for part in rows.split(segments[0].batch or len(rows)):
+        yield from _through(segments[1:], segments[0].carry(part))

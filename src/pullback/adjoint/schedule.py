@@ -1,0 +1,157 @@
+"""The order in which local Jacobians are applied, and what is statically known about it: whose memory may be written, and
+
+where a single value crosses, so that everything before it may run on another batch size than everything after it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from pullback.adjoint.folding import composed
+from pullback.adjoint.maps import Map
+from pullback.graph import Point
+
+Way = Literal["pull", "push"]
+WAYS: tuple[Way, ...] = ("pull", "push")
+
+
+@dataclass(frozen=True, eq=False)
+class Edge:
+    """The local Jacobian between two values of the run; `inner_size` and `outer_size` are their numbers of entries."""
+
+    inner: Point
+    outer: Point
+    map: Map
+    inner_size: int
+    outer_size: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One product: `map` applied to the value `source`, added to `target`."""
+
+    map: Map
+    source: Point
+    target: Point
+    last: bool  # nobody reads the source afterwards
+    own: bool  # the map may write into it
+    into: Literal["nothing", "result", "target", "new"]  # where the sum goes; "nothing": the target has no value so far
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Steps from one single value to the next.
+
+    batch: rows that they take at a time, None for any number. peak, end: entries per row that are alive at most, and of
+    the value at the end.
+    """
+
+    way: Way
+    steps: tuple[Step, ...]
+    batch: int | None
+    peak: int
+    end: int
+
+    def carry(self, rows: Tensor) -> Tensor:
+        """The value at the end for `rows` (K, ...) at the beginning."""
+        values = {self.steps[0].source: rows}
+        for step in self.steps:
+            value = values.pop(step.source) if step.last else values[step.source]
+            result = step.map.pull(value, step.own) if self.way == "pull" else step.map.push(value, step.own)
+            del value
+            if step.into == "nothing":
+                values[step.target] = result
+            elif step.into == "result":
+                values[step.target] = result.add_(values[step.target])
+            elif step.into == "target":
+                values[step.target].add_(result)
+            else:
+                values[step.target] = values[step.target] + result
+        return values[self.steps[-1].target]
+
+
+def simplified(edges: Sequence[Edge], start: Point, end: Point) -> list[Edge]:
+    """Only what lies between start and end, with maps in a row composed where that is one map."""
+    after, before = {start}, {end}
+    for e in edges:  # recorded in order of time
+        if e.inner in after:
+            after.add(e.outer)
+    for e in reversed(edges):
+        if e.outer in before:
+            before.add(e.inner)
+    found = [e for e in edges if e.inner in after and e.outer in before]
+    made, read = Counter(e.outer for e in found), Counter(e.inner for e in found)
+    kept: dict[Edge, None] = {}
+    arriving: dict[Point, Edge] = {}
+    for e in found:
+        between = e.inner not in (start, end) and made[e.inner] == read[e.inner] == 1
+        both = composed(arriving[e.inner].map, e.map) if between else None
+        if both is not None:
+            first = arriving[e.inner]
+            del kept[first]
+            e = Edge(first.inner, e.outer, both, first.inner_size, e.outer_size)
+        kept[e] = None
+        arriving[e.outer] = e
+    return list(kept)
+
+
+def scheduled(edges: Sequence[Edge], way: Way, entries: int | None) -> list[Segment]:
+    """The steps of a product, in segments whose batches hold tensors of at most `entries` entries (None: no limit)."""
+    pulling = way == "pull"
+    order = sorted(edges, key=lambda e: -e.outer.op if pulling else e.inner.op)
+    ends = [(e.outer, e.inner) if pulling else (e.inner, e.outer) for e in order]
+    last_read = {source: i for i, (source, _) in enumerate(ends)}
+    memory: dict[Point, int] = {ends[0][0]: _FOREIGN}  # value -> the memory that it lies in
+    segments: list[Segment] = []
+    steps: list[Step] = []
+    sizes = {e.inner: e.inner_size for e in edges} | {e.outer: e.outer_size for e in edges}
+    largest = peak = 1
+    for i, (edge, (source, target)) in enumerate(zip(order, ends, strict=True)):
+        last = last_read[source] == i
+        lying = memory.pop(source) if last else memory[source]
+        own = lying != _FOREIGN and lying not in memory.values()
+        kind = edge.map.pulled if pulling else edge.map.pushed
+        result = {"fresh": i, "same": lying, "given": lying if own else i, "constant": _FOREIGN}[kind]
+        into: Literal["nothing", "result", "target", "new"] = "nothing"
+        if target in memory:
+            others = [m for point, m in memory.items() if point != target]
+            if result != _FOREIGN and result not in memory.values():
+                into = "result"
+            elif memory[target] != _FOREIGN and memory[target] not in others and memory[target] != result:
+                into, result = "target", memory[target]
+            else:
+                into, result = "new", i
+        memory[target] = result
+        steps.append(Step(edge.map, source, target, last, own, into))
+        largest = max(largest, edge.inner_size, edge.outer_size)
+        peak = max(peak, sum(sizes[point] for point in {*memory, source}) + sizes[target])
+        if len(memory) == 1 and last:
+            batch = None if entries is None else _rows(entries // largest)
+            segments.append(Segment(way, tuple(steps), batch, peak, sizes[target]))
+            steps, largest, peak = [], 1, 1
+    return _merged(segments)
+
+
+_FOREIGN = -1  # memory that is not ours to write
+
+
+def _rows(fitting: int) -> int:
+    """The largest power of two that fits, at least 1."""
+    return 1 << max(fitting, 1).bit_length() - 1
+
+
+def _merged(segments: Sequence[Segment]) -> list[Segment]:
+    """Neighbours joined where the later could take no fewer rows, since it is given no more than the earlier takes."""
+    found: list[Segment] = []
+    for s in segments:
+        if found and (s.batch is None or (found[-1].batch is not None and found[-1].batch <= s.batch)):
+            before = found[-1]
+            found[-1] = Segment(s.way, (*before.steps, *s.steps), before.batch, max(before.peak, s.peak), s.end)
+        else:
+            found.append(s)
+    return found
