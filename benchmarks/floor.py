@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks.machine import finish, has_bfloat16
+from benchmarks.machine import finish
 from benchmarks.work import CONTIGUOUS, Work
+from pullback.adjoint import has_bfloat16
 
 aten = torch.ops.aten
 

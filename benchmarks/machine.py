@@ -27,13 +27,6 @@ def describe(device: str) -> dict[str, str | int]:
     return found
 
 
-def has_bfloat16(device: str) -> bool:
-    """Whether the device has instructions for bfloat16 that its convolutions use; how fast they are is measured."""
-    if device != "cpu":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.backends.mkldnn.is_available() and bool(_bfloat16_flags())
-
-
 def finish(device: str) -> None:
     """Wait until the device has done all that it was given."""
     if device != "cpu":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -151,9 +152,9 @@ def idiom(work: Work, seeds: Tensor, setting: Setting) -> Tensor:
     return torch.cat(parts)
 
 
-def ours(work: Work, seeds: Tensor, setting: Setting) -> Tensor:
+def ours(work: Work, seeds: Tensor, setting: Setting, precision: str | None = None) -> Tensor:
     """`encoder.jacobian(image, stage).vm(seeds)`, from the first run to the last picture."""
-    with work.encoder.jacobian(work.image, work.stage, chunk=setting.chunk) as jacobian:
+    with work.encoder.jacobian(work.image, work.stage, chunk=setting.chunk, precision=precision) as jacobian:
         pulled = jacobian.vm(seeds)
         work.own_runs += jacobian.forwards
     return pulled
@@ -177,5 +178,13 @@ WAYS = (
     Way("torchjd jac", torchjd, package="torchjd"),
     IDIOM,
     Way("pullback", ours, origin=OURS, chunks=(None, *CHUNKS), layouts=("own",)),
+    Way(
+        "pullback, bfloat16",
+        partial(ours, precision="bfloat16"),
+        origin=OURS,
+        chunks=(None, *CHUNKS),
+        layouts=("own",),
+        precision="bfloat16",
+    ),
 )
 """Every way of the suite; the first is the one that the others are verified against."""

@@ -62,6 +62,12 @@ class Table:
         found = {}
         if ours:
             found["pullback over the floor"] = ours.seconds / rates.floor(self.cost, self.cotangents, "float32")
+        rounded = [
+            row for row in self.rows if row.way.origin == OURS and row.way.precision == "bfloat16" and row.samples
+        ]
+        if rounded:
+            floor = rates.floor(self.cost, self.cotangents, "bfloat16")
+            found["pullback in bfloat16 over its floor"] = rounded[0].seconds / floor
         if ours and published:
             found[f"fastest published way ({published.way.name}) over pullback"] = published.seconds / ours.seconds
         if ours and by_hand:

@@ -27,6 +27,9 @@ _ROOMS = {
     "Correctors": "inversion",
     "Prior": "inversion",
     "foreground_energy": "measures",
+    "channel_energies": "measures",
+    "leading_share": "measures",
+    "select_channels": "interference",
     "PullbackError": "errors",
 }
 

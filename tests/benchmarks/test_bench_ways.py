@@ -16,12 +16,15 @@ from torch.nn import functional as F
 from benchmarks.__main__ import main
 from benchmarks.floor import BANDWIDTH, Cost, Counter, Rates, cost
 from benchmarks.memory import Probe, peak
-from benchmarks.peers import LOOP, OURS, WAYS, Setting, Way
+from benchmarks.peers import IDIOM, LOOP, OURS, WAYS, Setting, Way
 from benchmarks.rows import Row, Table
 from benchmarks.table import document, markdown
 from benchmarks.timing import Effort, relative_error, table, verified
 from benchmarks.work import CHANNELS_LAST, CONTIGUOUS, Work, chosen, work_on
+from pullback.adjoint import has_bfloat16
 from pullback.errors import OptionError
+
+PULLBACK, ROUNDED = (way for way in WAYS if way.origin == OURS)
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +52,17 @@ def test_seeds_are_single_channels_of_the_features(work: Work) -> None:
 def test_every_way_gives_the_dense_jacobian(work: Work, expected: Tensor, way: Way, chunk: int) -> None:
     if way.missing:
         pytest.skip(way.missing)
+    if way.precision == "bfloat16" and not has_bfloat16("cpu"):
+        pytest.skip("this processor has no bfloat16")
     for layout in way.layouts:
         pulled = way.pull(work, work.seeds, Setting(chunk, layout))
         assert pulled.shape == expected.shape
-        assert relative_error(pulled, expected) < 1e-12
+        error = relative_error(pulled, expected)
+        assert error < 1e-12 if way.precision == "float32" else 1e-4 < error < 5e-2
 
 
 def test_a_way_counts_its_runs_and_keeps_the_weights_frozen(work: Work) -> None:
-    for way in (LOOP, WAYS[-1]):
+    for way in (LOOP, PULLBACK):
         before = work.runs
         way.pull(work, work.seeds, next(way.settings(5)))
         assert work.runs > before
@@ -158,14 +164,15 @@ def test_headline_ratios_by_hand() -> None:
     eight = Setting(8, CONTIGUOUS)
     rows = [
         Row(LOOP, eight, samples=[9.0, 6.0, 7.0], memory={eight: 50}),
-        Row(WAYS[-2], eight, samples=[3.0], memory={eight: 200}),
-        Row(WAYS[-1], eight, samples=[2.0], memory={eight: 100}),
-        Row(replace(WAYS[-1], precision="bfloat16"), eight, samples=[1.0]),
+        Row(IDIOM, eight, samples=[3.0], memory={eight: 200}),
+        Row(PULLBACK, eight, samples=[2.0], memory={eight: 100}),
+        Row(ROUNDED, eight, samples=[1.0]),
     ]
-    rates = Rates("cpu", samples={"float32, 64 channels": [1e9], BANDWIDTH: [1e9]})
+    rates = Rates("cpu", samples={"float32, 64 channels": [1e9], "bfloat16, 64 channels": [4e9], BANDWIDTH: [1e9]})
     found = Table("net", "random", "layer4", (3, 8, 8), (4, 2, 2), 32, least, rows).headline(rates)
     assert found == {
         "pullback over the floor": 2.0,
+        "pullback in bfloat16 over its floor": 4.0,
         f"fastest published way ({LOOP.name}) over pullback": 3.5,
         "by hand over pullback": 1.5,
         "peak memory of pullback over by hand, chunk 8": 0.5,

@@ -136,6 +136,7 @@ def test_a_fault_is_raised_whole_on_request(recipe: Recipe, monkeypatch: pytest.
         (["explain"], "--out"),
         (["explain", "--out", "out", "--quality", "best"], "best"),
         (["explain", "--out", "out", "--seed", "-1"], "--seed"),
+        (["explain", "--out", "out", "--seed", str(2**63)], "--seed"),
         (["explain", "--out", "out", "--colour"], "--colour"),
         (["explane"], "explane"),
     ],

@@ -93,6 +93,7 @@ def test_stated_entries_replace_the_cards(stated: dict[str, Any], expected: dict
         ({"colour": 3}, "no entry 'colour'"),
         ({"size": "wide"}, "size='wide'"),
         ({"size": 22.5}, "whole number"),
+        ({"size": "224, 192"}, "height and width are written 224x192"),
         ({"size": 1e999}, "whole number"),
         ({"size": 10**400}, "too large"),
         ({"size": 1_000_000}, r"size=\(1000000, 1000000\).*16,777,216 pixels"),
@@ -111,7 +112,7 @@ def test_stated_nonsense_is_named(stated: dict[str, Any], said: str) -> None:
         amended(CARD, stated, "here")
 
 
-@pytest.mark.parametrize("text", ["", "mean", "mean=0.5;size", "0.5"])
+@pytest.mark.parametrize("text", ["", "mean", "mean=0.5;size", "0.5", "mean=0.5;mean=0.4"])
 def test_text_that_is_no_list_of_options(text: str) -> None:
     with pytest.raises(OptionError, match="expected text such as"):
         parsed(text)

@@ -58,7 +58,6 @@ SAID = {
     "dict_output": ["logits: entry 'logits' of the output"],
     "tuple_output": ["logits: the first tensor of the output (tuple of 2)"],
     "half": ["float16 on cpu", "computes in float16"],
-    "weight_norm": ["its own hooks run on the copy too"],
     "branching": ["depends on the image's numbers"],
     "instance_norm": [
         "signed boundaries (not the output of a ReLU): stage 1",

@@ -11,13 +11,13 @@ from oracles.awkward_nets import AWKWARD
 from oracles.encoded import SPATIAL, encoder, has_module, hooked, images, points, relative
 from oracles.families import NETS
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from pullback.encoders.encoder import Encoder
 from pullback.encoders.preprocessing import Preprocessing
 from pullback.encoders.splitting import find
 from pullback.encoders.twin import twin
-from pullback.errors import ClassError, EncoderError, ImageError, NumericsError, StageError
+from pullback.errors import ClassError, EncoderError, ImageError, NumericsError, OptionError, StageError
 
 X = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -139,6 +139,34 @@ def plain() -> Encoder:
             "1 class names.*5 outputs",
         ),
         (lambda: Encoder.from_module(torch.relu), EncoderError, "expected a torch.nn.Module"),
+        (
+            lambda: Encoder.from_module(AWKWARD["plain"](), input_shape=(3,)),
+            OptionError,
+            r"input_shape=\(3,\): expected",
+        ),
+        (lambda: Encoder.from_module(AWKWARD["plain"](), input_shape=(1, 3, 32, 32)), OptionError, r"\(1, 3, 32, 32\)"),
+        (lambda: Encoder.from_module(AWKWARD["plain"](), input_shape="3,32,32"), OptionError, "input_shape='3,32,32'"),
+        (lambda: Encoder.from_module(AWKWARD["plain"](), input_shape=(3, 0, 32)), OptionError, r"\(3, 0, 32\)"),
+        (
+            lambda: Encoder.from_module(AWKWARD["plain"](), preprocessing="size=32"),
+            OptionError,
+            "expected a Preprocessing",
+        ),
+        (lambda: Encoder.from_module(AWKWARD["plain"](), stages=[5]), StageError, r"stages=\[5\]: expected a list"),
+        (
+            lambda: Encoder.from_module(AWKWARD["plain"](), stages="level1"),
+            StageError,
+            "stages='level1': expected a list",
+        ),
+        (lambda: plain().to(device="nonsense"), OptionError, "device='nonsense'.*cannot be had here"),
+        (lambda: plain().to(device="cuda:99"), OptionError, "device='cuda:99'.*cannot be had here"),
+        (lambda: plain().to(device="meta"), OptionError, "device='meta'.*cannot be had here"),
+        (lambda: plain().to(device="hpu"), OptionError, "device='hpu'.*cannot be had here"),
+        (lambda: plain().to(dtype=torch.int32), OptionError, "dtype=torch.int32 cannot be had here"),
+        (lambda: plain().to(dtype=torch.complex64), OptionError, "dtype=torch.complex64 cannot be had here"),
+        (lambda: plain().features(X.to_sparse()), ImageError, "got a sparse_coo tensor"),
+        (lambda: plain().features(X.to("meta")), ImageError, "got a meta tensor"),
+        (lambda: plain().features(X.to(torch.float8_e4m3fn)), ImageError, "float8"),
     ],
 )
 def test_errors_name_the_value_and_what_to_do(call: Callable[[], Any], error: type[Exception], words: str) -> None:
@@ -257,3 +285,21 @@ def test_a_compiled_network_is_recorded_without_compiling() -> None:
     made = Encoder.from_module(torch.compile(Plain(), backend=must_not_compile), input_shape=(3, 32, 32))
     made.jacobian(X, 2).vm(torch.ones(8, 16, 16))
     assert find(made.tape(X[None]), "level2").op > 0
+
+
+def test_a_network_that_does_nothing_has_no_stages_and_the_identity_for_a_jacobian() -> None:
+    made = Encoder.from_module(nn.Identity(), input_shape=(3, 4, 5))
+    x = X[:, :4, :5]
+    assert torch.equal(made.jacobian(x, "logits").vm(2 * x), 2 * x)
+    with pytest.raises(EncoderError, match="no spatial stages"):
+        _ = made.stages
+
+
+def test_images_of_a_tensor_subclass_are_tensors() -> None:
+    class Photo(Tensor):
+        pass
+
+    single = Encoder.from_module(AWKWARD["plain"](), input_shape=(3, 32, 32))
+    found = single.features(X.as_subclass(Photo), 2)
+    assert type(found) is Tensor
+    assert torch.equal(found, single.features(X, 2))

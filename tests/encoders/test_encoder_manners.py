@@ -17,6 +17,7 @@ from oracles.untouched import untouched
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pullback.encoders.checking import check
 from pullback.encoders.encoder import Encoder
 from pullback.encoders.sources import load_encoder
 from pullback.errors import EncoderError
@@ -136,3 +137,85 @@ def test_the_callers_tensor_is_not_written() -> None:
     made.jacobian(x, 2).vm(torch.ones(8, 16, 16))
     assert torch.equal(x, X)
     assert x.grad is None
+
+
+# ---- modules that copying does not reach --------------------------------------------------------------------------
+
+
+class Keeping(nn.Module):
+    """Keeps a network in a function."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.run = lambda x: inner(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x)
+
+
+def patched_whole(net: nn.Module) -> nn.Module:
+    old = net.forward
+    net.forward = lambda x: old(x)
+    return net
+
+
+def patched_block(net: nn.Module) -> nn.Module:
+    patched_whole(net.level2[1])  # a batch norm: entered without a call of any module
+    return net
+
+
+class Patched(Plain):
+    """Its forward is replaced by one of its own methods, as a method: the copy then has its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = self.other  # type: ignore[method-assign]
+
+    def other(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("reach", [patched_whole, patched_block, Keeping])
+def test_a_forward_that_reaches_back_to_the_users_module_is_refused_before_it_changes_it(
+    reach: Callable[[nn.Module], nn.Module], training: bool
+) -> None:
+    net = settled(Plain()).train(training)
+    made = reach(net)
+    with untouched(net), pytest.raises(EncoderError, match=r"reaches back to a tensor of shape .*make it a method"):
+        Encoder.from_module(made, input_shape=(3, 32, 32))
+    with untouched(net):
+        found = check(made, X)
+    assert not found.fits
+    assert "reaches back" in str(found)
+
+
+def test_a_forward_that_is_replaced_by_a_method_and_modules_outside_the_registry_are_copied() -> None:
+    net = settled(Patched()).train()
+    net.level2 = Hiding(net.level2)
+    with untouched(net), untouched(net.level2.hidden[0]):
+        made = Encoder.from_module(net, input_shape=(3, 32, 32))
+    assert torch.equal(made.logits(X), net.eval()(X[None])[0])
+
+
+class Hiding(nn.Module):
+    """Holds a network where `modules()` does not look, makes one as it runs, and counts in a tensor of its own."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.hidden = [inner.eval()]
+        self.calls = torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return nn.PReLU(init=1.0)(self.hidden[0](x))
+
+
+def test_the_users_own_hooks_are_noted_and_torchs_are_not() -> None:
+    seen: list[Tensor] = []
+    net = settled(Plain())
+    assert not Encoder.from_module(net, input_shape=(3, 32, 32)).notes
+    net.level1.register_forward_hook(lambda module, args, out: seen.append(out))
+    (note,) = Encoder.from_module(net, input_shape=(3, 32, 32)).notes
+    assert "own hooks run on the copy too" in note
+    assert seen

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from pullback.encoders.naming import class_index
@@ -42,3 +43,19 @@ def test_a_network_without_names_or_without_classes() -> None:
         class_index("tabby", None, 5)
     with pytest.raises(ClassError, match="has no classes"):
         class_index(0, None, None)
+
+
+def test_a_name_that_is_a_number_comes_before_the_index_and_a_number_is_an_index() -> None:
+    classes = ["1", "2", "3"]
+    assert [class_index(target, classes, 3) for target in ("1", "2", "3", "0", 1, np.int64(2))] == [0, 1, 2, 0, 1, 2]
+    with pytest.raises(ClassError, match="class 3 is out of range"):
+        class_index(3, classes, 3)
+
+
+@pytest.mark.parametrize(
+    "target", ["\N{SUPERSCRIPT TWO}", "\N{ARABIC-INDIC DIGIT TWO}", "--5", "-", "", "9" * 5000, True, 2.0]
+)
+def test_what_is_no_whole_number_is_no_index(target: object) -> None:
+    for classes in (None, ["tabby", "tiger", "crane"]):
+        with pytest.raises(ClassError, match=r"class '.*'"):
+            class_index(target, classes, 3)  # type: ignore[arg-type]

@@ -123,6 +123,12 @@ def test_what_is_done_is_done_again_only_for_another_question(folder: Path, expl
         explained.clear()
         assert run(folder, *options).status == 0
         assert explained == expected
+    closely = "size=32;resize=32;std=0.25;mean="
+    for mean, expected in (("0.485001", ["a.png", "b.png"]), ("0.485049", ["a.png", "b.png"]), ("0.485049", [])):
+        explained.clear()
+        assert run(folder, "--preprocessing", closely + mean).status == 0
+        assert explained == expected
+    assert run(folder, "--target", "1").status == 0
     Path("out/a.png").unlink()
     saved("in/b.png", picture(seed=7))
     explained.clear()

@@ -112,6 +112,13 @@ def test_an_output_folder_is_made_with_its_parents(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"a": None, "a/b": None, "a/b/report.html": b"x"}
 
 
+def test_an_output_folder_by_way_of_one_that_goes_again(tmp_path: Path) -> None:
+    with output_folder(tmp_path / "way" / ".." / "b") as folder:
+        write_whole(folder / "report.html", b"x")
+    assert folder / "report.html" == tmp_path.resolve() / "b" / "report.html"
+    assert tree(tmp_path) == {"b": None, "b/report.html": b"x"}
+
+
 @pytest.mark.parametrize("error", [None, OSError("a picture"), OutputError("a report"), KeyboardInterrupt()])
 def test_folders_that_stay_empty_go_again(tmp_path: Path, error: BaseException | None) -> None:
     (tmp_path / "mine").mkdir()

@@ -297,8 +297,8 @@ class TestFiles:
             Correctors.load(tmp_path / "c")
 
     def test_no_file(self, tmp_path: Path) -> None:
-        for path in (tmp_path / "c", tmp_path):
-            with pytest.raises(WeightsError, match="does not exist"):
+        for path, words in ((tmp_path / "c", "does not exist"), (tmp_path, "is a folder")):
+            with pytest.raises(WeightsError, match=words):
                 Correctors.load(path)
 
     @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from pullback.encoders import Encoder
 from pullback.errors import OptionError
 from pullback.inversion import Inverter, Prior
 from pullback.inversion.blind import blind_inverse, recipe_for
+from pullback.inversion.iterative import BOLD, CAREFUL
 from pullback.inversion.leaky import leaky_rules
 from pullback.inversion.wiener import WienerSolver
 
@@ -352,9 +353,8 @@ def test_without_a_last_gate_every_gate_leaks() -> None:
     assert len(leaky_rules(tape, encoder.point(tape, 1), 0.2)) == 0
 
 
-def test_the_blind_inverse_takes_the_largest_leak_that_leads_downhill(
-    encoder: Encoder, prior: Prior, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def bold_leads_uphill(monkeypatch: pytest.MonkeyPatch) -> None:
     """A planted backward pass that points uphill for leaks above 0.1."""
     real = Encoder.stretch
 
@@ -362,9 +362,48 @@ def test_the_blind_inverse_takes_the_largest_leak_that_leads_downhill(
         run = real(self, stage, rules=rules)
         return (lambda x: run(2 * x.detach() - x)) if rules.keywords["slope"] > 0.1 else run
 
-    x = sample(prior)
-    assert Inverter(encoder, "blind", prior=prior, steps=15)(x).stage(2).figures["leak"] == 0.2
     monkeypatch.setattr(Encoder, "stretch", stretch)
-    picture = Inverter(encoder, "blind", prior=prior, steps=15)(x).stage(2)
-    assert picture.figures["leak"] == 0.1
-    assert picture.figures["feature misfit"] < 0.9
+
+
+def test_the_blind_inverse_is_bold_where_that_leads_downhill(encoder: Encoder, prior: Prior) -> None:
+    assert Inverter(encoder, "blind", prior=prior, steps=15)(sample(prior)).stage(2).figures["leak"] == BOLD
+
+
+@pytest.mark.usefixtures("bold_leads_uphill")
+@pytest.mark.parametrize("steps", [6, 10, 15])
+def test_the_blind_inverse_is_careful_where_boldness_leads_nowhere(encoder: Encoder, prior: Prior, steps: int) -> None:
+    picture = Inverter(encoder, "blind", prior=prior, steps=steps)(sample(prior)).stage(2)
+    assert picture.figures["leak"] == CAREFUL and picture.figures["steps"] == steps
+    assert picture.figures["feature misfit"] < 0.97
+    assert not any("nothing of the features" in note for note in picture.notes)
+
+
+@pytest.mark.usefixtures("bold_leads_uphill")
+@pytest.mark.parametrize("seconds", [0.05, 0.3])
+def test_seconds_after_a_change_of_leak_are_replayed_by_steps(
+    encoder: Encoder, prior: Prior, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pullback.inversion.blind.LATE", float("inf"))  # a busy machine must not cut the search off
+    timed = Inverter(encoder, "blind", prior=prior, seconds=seconds)(sample(prior)).stage(2)
+    assert timed.figures["leak"] == CAREFUL
+    again = Inverter(encoder, "blind", prior=prior, steps=int(timed.figures["steps"]))(sample(prior)).stage(2)
+    assert again.figures == timed.figures
+    assert torch.equal(again.tensor, timed.tensor) and torch.equal(again.null, timed.null)
+
+
+def test_a_search_that_never_leaves_its_start_says_so(
+    encoder: Encoder, prior: Prior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Encoder.stretch
+
+    def uphill(self: Encoder, stage: int, *, rules: partial[object]) -> Callable[[Tensor], Tensor]:
+        run = real(self, stage, rules=rules)
+        return lambda x: run(2 * x.detach() - x)
+
+    monkeypatch.setattr(Encoder, "stretch", uphill)
+    notes = Inverter(encoder, "blind", prior=prior, steps=12)(sample(prior)).stage(3).notes
+    assert any("nothing of the features (steps: 12" in note for note in notes)
+    assert any("null picture is no more than its start" in note for note in notes)
+    monkeypatch.undo()
+    notes = Inverter(encoder, "blind", prior=prior, steps=60)(sample(prior)).stage(3).notes
+    assert not any("nothing" in note for note in notes)

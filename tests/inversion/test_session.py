@@ -58,6 +58,31 @@ def test_a_read_out_is_pulled_back_through_its_gradient(encoder: Encoder) -> Non
         assert picture.figures["read-out"] == pytest.approx(value.item())
 
 
+def test_a_read_out_may_write_to_its_features(encoder: Encoder) -> None:
+    with Inverter(encoder, "vjp")(image()) as inv:
+        expected = inv.scalar(lambda f: (2 * f).square().sum()).tensor
+        assert torch.equal(inv.scalar(lambda f: f.mul_(2).square().sum()).tensor, expected)
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, None, True, -1, 2**63, torch.tensor(1.5)])
+def test_a_seed_is_a_whole_number(encoder: Encoder, seed: object) -> None:
+    with pytest.raises(OptionError, match=r"seed=.* must be a whole number from 0"):
+        Inverter(encoder, seed=seed)  # type: ignore[arg-type]
+
+
+def test_a_seed_of_any_library(encoder: Encoder) -> None:
+    found, expected = (Inverter(encoder, "wiener", steps=2, seed=s)(image()).stage(1) for s in (np.int64(3), 3))
+    assert torch.equal(found.tensor, expected.tensor)
+    assert type(found.provenance.seed) is int
+
+
+def test_a_picture_of_an_image_of_a_subclass_is_a_tensor(encoder: Encoder) -> None:
+    class Photo(torch.Tensor):
+        pass
+
+    assert type(Inverter(encoder)(image().as_subclass(Photo)).stage(1).tensor) is torch.Tensor
+
+
 def test_foreign_features_go_through_this_images_gates(encoder: Encoder) -> None:
     own, other = image(0), image(1)
     foreign = encoder.features(other, 2)
@@ -141,6 +166,19 @@ def test_mistakes_get_one_clear_error(encoder: Encoder) -> None:
         inv.scalar(lambda f: f)
     with pytest.raises(OptionError, match="differentiably"):
         inv.scalar(lambda f: torch.tensor(1.0))
+    with pytest.raises(OptionError, match="differentiably"):
+        inv.scalar(lambda f: 2 * torch.ones((), requires_grad=True))
+    with pytest.raises(OptionError, match=r"a real number, got torch.complex128"):
+        inv.scalar(lambda f: 1j * f.sum())
+    for value in (torch.nan, torch.inf):
+        with pytest.raises(StageError, match="features hold values that are not finite"):
+            inv.from_features(value * torch.ones(8, 8, 8), 1)
+    for wrong in (torch.ones(8, 8, 8) * 1j, torch.ones(8, 8, 8).to_sparse()):
+        with pytest.raises(StageError, match="dense tensor of real numbers"):
+            inv.from_features(wrong, 1)
+    for unit in (3, 1.5):
+        with pytest.raises(StageError, match=f"a unit \\(channel, row, column\\), got {unit}"):
+            inv.certificate(1, unit=unit)  # type: ignore[arg-type]
     inv.close()
     with pytest.raises(OptionError, match="closed"):
         inv.stage(1)

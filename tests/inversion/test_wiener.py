@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -28,6 +29,7 @@ class Dense:
         self.j = (torch.exp(-decay * torch.arange(M))[:, None] * self.j).to(dtype)
         self.prior = Prior.natural((0.5,) * 3, (0.2,) * 3, IN[1:])
         self.c = self.prior.covariance(torch.eye(N, dtype=dtype).reshape(N, *IN)).reshape(N, N)
+        self.root = self.prior.root(torch.eye(N, dtype=dtype).reshape(N, *IN)).reshape(N, N).mT
         self.solver = WienerSolver(self.mv, self.vm, self.prior, IN, OUT, ridge=ridge)
 
     def mv(self, v: Tensor) -> Tensor:
@@ -57,17 +59,25 @@ def test_the_converged_picture_is_the_dense_solve() -> None:
     r = case.draw(3, *OUT)
     solution = case.solver.solve(r, steps=100, tolerance=1e-11)
     assert close(solution.delta, case.solution(r))
-    assert close(solution.z.flatten(1).mT, torch.linalg.solve(case.matrix(), r.flatten(1).mT))
+    assert close(solution.misfit, (case.mv(case.solution(r)) - r).flatten(1).norm(dim=1) / r.flatten(1).norm(dim=1))
     assert (solution.relative_residual < 1e-10).all()
-    assert not solution.broken.any()
     assert solution.steps == int(solution.iterations.max()) < 100
 
 
-def test_the_operator_is_the_matrix_and_symmetric() -> None:
-    case = Dense()
-    a = case.solver.operator(torch.eye(M, dtype=torch.float64).reshape(M, *OUT)).reshape(M, M)
-    assert close(a, case.matrix(), 1e-12)
-    assert close(a.mT, a, 1e-12)
+def test_every_step_lowers_the_objective_and_few_explain_most_of_the_features() -> None:
+    """The reason for solving in the image's coordinates: conjugate gradients on z need not come nearer to the features."""
+    case = Dense(decay=0.2)
+    r = case.mv(case.prior.root(case.draw(1, *IN)))
+    white = torch.linalg.inv(case.root)
+
+    def objective(delta: Tensor) -> float:
+        ridge = case.ridge * case.solver.scale(case.j)
+        return float((case.mv(delta) - r).square().sum() + ridge * (white @ delta.flatten()).square().sum())
+
+    found = [case.solver.solve(r, steps=n, tolerance=1e-14) for n in range(1, 12)]
+    values = [objective(solution.delta) for solution in found]
+    assert all(later < before for before, later in pairwise(values))
+    assert found[2].misfit < 0.5
 
 
 def test_scale_estimates_the_mean_diagonal_and_is_reproducible() -> None:
@@ -102,7 +112,7 @@ def test_a_zero_right_hand_side_gives_zero_beside_others() -> None:
     r = case.draw(2, *OUT)
     r[0] = 0
     solution = case.solver.solve(r, steps=10)
-    assert not solution.delta[0].any() and not solution.z[0].any()
+    assert not solution.delta[0].any() and solution.misfit[0] == 0
     assert solution.relative_residual[0] == 0 and solution.iterations.tolist()[0] == 0
     assert solution.delta[1].any()
     alone = case.solver.solve(r[:1], steps=10)
@@ -120,7 +130,8 @@ def test_a_batch_is_each_right_hand_side_alone() -> None:
         for k in range(3):
             alone = case.solver.solve(r[k : k + 1], steps=steps)
             assert close(together.delta[k], alone.delta[0], tolerance)
-            assert together.iterations[k] == alone.iterations[0]
+            # Sums of another batch shape are rounded otherwise, which can tip the last step of a converged solve.
+            assert abs(int(together.iterations[k] - alone.iterations[0])) <= (steps == 40)
 
 
 def test_superposition_in_the_converged_limit_only() -> None:
@@ -146,20 +157,26 @@ def test_without_ridge_the_picture_is_the_projection_on_the_row_space_in_the_pri
     assert close(case.solver.solve(case.mv(inside), steps=200, tolerance=1e-12).delta, inside, 1e-6)
 
 
-def test_the_reported_residual_is_the_true_one() -> None:
+def test_the_reported_residual_and_misfit_are_the_true_ones() -> None:
     case = Dense(decay=0.3, dtype=torch.float32)
     r = case.draw(2, *OUT)
+
+    def gradient(delta: Tensor) -> Tensor:
+        y = torch.linalg.solve(case.root, delta.flatten(1).mT).mT
+        left = (r - case.mv(delta)).flatten(1)
+        return left @ case.j @ case.root - case.ridge * case.solver.scale(case.j) * y
+
     for steps in (1, 5):
         solution = case.solver.solve(r, steps=steps)
-        left = r.flatten(1) - solution.z.flatten(1) @ case.matrix()
-        assert torch.allclose(solution.relative_residual, left.norm(dim=1) / r.flatten(1).norm(dim=1), rtol=1e-3)
-        assert (solution.relative_residual > 1e-3).all()
+        expected = gradient(solution.delta).norm(dim=1) / gradient(torch.zeros_like(solution.delta)).norm(dim=1)
+        assert torch.allclose(solution.relative_residual, expected, rtol=1e-2)
+        misfit = (case.mv(solution.delta) - r).flatten(1).norm(dim=1) / r.flatten(1).norm(dim=1)
+        assert torch.allclose(solution.misfit, misfit, rtol=1e-4)
     hard = Dense(
         ridge=1e-7, dtype=torch.float32
-    )  # where CG's own, updated residual goes on falling and the true one does not
-    solution = hard.solver.solve(r, steps=200, tolerance=1e-7)
-    assert (solution.iterations < 200).all()
-    assert (solution.relative_residual > 5e-7).all()
+    )  # where the updated residual goes on falling and the true one does not
+    solution = hard.solver.solve(r, steps=200, tolerance=1e-9)
+    assert (solution.relative_residual > 2e-9).all()
 
 
 def test_seconds_choose_a_count_that_steps_reproduces_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,11 +191,11 @@ def test_seconds_choose_a_count_that_steps_reproduces_bit_for_bit(monkeypatch: p
     solver = WienerSolver(slow_mv, case.vm, case.prior, IN, OUT)
     r = case.draw(2, *OUT)
     budgeted = solver.solve(r, seconds=8.5, tolerance=1e-12)
-    # 7 would fit; 5 is the ladder's largest below, and one more operator application gives picture and residual.
+    # 7 would fit; 5 is the ladder's largest below, and one more pair of products gives the true residual.
     assert budgeted.steps == 5
     assert budgeted.seconds == 6.0
     fixed = solver.solve(r, steps=budgeted.steps, tolerance=1e-12)
-    assert torch.equal(fixed.delta, budgeted.delta) and torch.equal(fixed.z, budgeted.z)
+    assert torch.equal(fixed.delta, budgeted.delta)
     assert solver.solve(r, seconds=0.1).steps == 2
     pace = iter([1.0] * 3)  # of ten planned steps the fourth and all later ones take five seconds each
 
@@ -189,20 +206,6 @@ def test_seconds_choose_a_count_that_steps_reproduces_bit_for_bit(monkeypatch: p
     cut = WienerSolver(slowing_mv, case.vm, case.prior, IN, OUT).solve(r, seconds=14.0, tolerance=1e-12)
     assert cut.steps == 6  # 3 + 5 + 5 is within 14 seconds still
     assert torch.equal(cut.delta, solver.solve(r, steps=6, tolerance=1e-12).delta)
-
-
-def test_an_indefinite_operator_stops_its_right_hand_side_and_says_so() -> None:
-    case = Dense()
-    flipped = torch.ones(OUT, dtype=torch.float64)
-    flipped[0] = -10
-    solver = WienerSolver(lambda v: flipped * case.mv(v), case.vm, case.prior, IN, OUT)
-    r = torch.zeros(2, *OUT, dtype=torch.float64)
-    r[:, 0] = case.draw(*OUT[1:])
-    r[1] = 0
-    solution = solver.solve(r, steps=20)
-    assert solution.broken.tolist() == [True, False]
-    assert solution.iterations.tolist() == [0, 0]
-    assert not solution.delta.any() and solution.relative_residual.tolist() == [1.0, 0.0]
 
 
 def test_float32_and_the_caller_s_tensor_untouched() -> None:
@@ -219,7 +222,7 @@ def test_what_cannot_be_solved_is_refused() -> None:
     case = Dense()
     r = case.draw(1, *OUT)
     for budget in ({}, {"steps": 3, "seconds": 1.0}, {"steps": 0}, {"seconds": -1.0}):
-        with pytest.raises(OptionError, match="steps"):
+        with pytest.raises(OptionError, match=r"steps|seconds"):
             case.solver.solve(r, **budget)
     with pytest.raises(OptionError, match="residuals"):
         case.solver.solve(r[0], steps=1)

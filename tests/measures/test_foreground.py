@@ -71,6 +71,14 @@ def test_no_energy_and_no_mask_are_not_a_number() -> None:
         (VALUES, [[1, 0], [1]], MaskError, "a mask of type list cannot"),
         ("photo.png", MASK, ImageError, "a picture of type str cannot"),
         (VALUES + 1j, MASK, ImageError, "complex"),
+        (
+            torch.from_numpy(VALUES + 1j),
+            MASK,
+            ImageError,
+            "a picture: expected a dense tensor of real numbers, got a complex",
+        ),
+        (VALUES, torch.ones(2, 2).to_sparse(), MaskError, "a mask: .*sparse_coo"),
+        (torch.ones(3, 2, 2, device="meta"), MASK, ImageError, "meta"),
     ],
 )
 def test_what_cannot_be_measured(picture: Any, mask: Any, error: type[Exception], words: str) -> None:
@@ -88,3 +96,5 @@ def test_correlation() -> None:
         correlation(VALUES, MASK)
     with pytest.raises(ImageError, match="a picture of type str"):
         correlation(VALUES, "photo.png")
+    with pytest.raises(ImageError, match="real numbers, got a complex64 one"):
+        correlation(torch.tensor([1j, 2]), torch.tensor([1, 0]))

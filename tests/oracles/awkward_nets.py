@@ -118,7 +118,7 @@ AWKWARD: dict[str, Awkward] = {
     "non_square": _plainly(lambda: settled(Plain()), input_shape=(3, 24, 40), stages=plain_stages(24, 40)),
     "inference_mode": _plainly(under_inference_mode),
     "weight_norm": _plainly(weight_normed),
-    "backward_hooks": _plainly(backward_hooked),
+    "backward_hooks": _plainly(backward_hooked, note="the network's own hooks run on the copy too"),
     "checkpointed": _plainly(lambda: settled(Checkpointed())),
     "checkpointed_reentrant": _plainly(
         lambda: settled(CheckpointedReentrant()), own_backward=True, note="could not be compared"

@@ -2,6 +2,18 @@
 
 from pullback.adjoint.agreement import adjoint_discrepancy, vjp_discrepancy
 from pullback.adjoint.convolution import Packed
+from pullback.adjoint.precision import PRECISIONS, check_precision, has_bfloat16, rounding_error
 from pullback.adjoint.program import LARGEST_BATCH, Program, Unsupported
 
-__all__ = ["LARGEST_BATCH", "Packed", "Program", "Unsupported", "adjoint_discrepancy", "vjp_discrepancy"]
+__all__ = [
+    "LARGEST_BATCH",
+    "PRECISIONS",
+    "Packed",
+    "Program",
+    "Unsupported",
+    "adjoint_discrepancy",
+    "check_precision",
+    "has_bfloat16",
+    "rounding_error",
+    "vjp_discrepancy",
+]

@@ -14,7 +14,7 @@ def vjp_discrepancy(program: Program, tape: Tape, start: Point, end: Point, x: T
 
     x: the program's point (*in_shape). Not a number where either is not.
     """
-    w = _gaussian(program.value.shape, x)
+    w = gaussian(program.value.shape, x)
     with plain_autograd(x.device):
         leaf = x.detach().clone()[None].requires_grad_()
         out = tape.replay(leaf.clone(), [end], start=start)[0]
@@ -26,7 +26,7 @@ def vjp_discrepancy(program: Program, tape: Tape, start: Point, end: Point, x: T
 
 def adjoint_discrepancy(program: Program, x: Tensor) -> float:
     """|<J v, w> - <v, J^T w>| / (|J v| |w|) with w = J v: whether `push` belongs to `pull`. Infinite where it has no way."""
-    v = _gaussian(x.shape, x)[None]
+    v = gaussian(x.shape, x)[None]
     try:
         pushed = program.push(v)
     except RuntimeError:  # an operation without a rule and without a second derivative
@@ -36,6 +36,7 @@ def adjoint_discrepancy(program: Program, x: Tensor) -> float:
     return abs(square - product) / square if square else abs(product)
 
 
-def _gaussian(shape: tuple[int, ...], like: Tensor) -> Tensor:
+def gaussian(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Numbers (*shape) from the normal distribution, always the same, in the type of `like` and on its device."""
     drawn = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64, device="cpu")
     return drawn.to(like)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pullback.adjoint.maps import Map, Scale, Shape, laid_out
+from pullback.adjoint.maps import Map, Scale, Shape, empty, laid_out
 
 aten = torch.ops.aten
 
@@ -66,10 +66,13 @@ class Convolution(Map):
         kernel = self._ready(way)
         if way == "flipped":
             pulled = F.conv2d(rows, kernel, None, 1, _margin(self.weight, g), g.dilation, g.groups)
+        elif way == "spread":
+            pulled = empty(w, g.inner).flatten(0, 1).zero_()
+            pulled[:, :, :: g.stride[0], :: g.stride[1]] = F.conv2d(rows, kernel, None, 1, 0, 1, g.groups)
         elif way == "phases":
-            pulled = _interleaved(F.conv2d(rows, kernel, None, 1, _reach(self.weight, g)), g)
+            pulled = _interleaved(rows, kernel, self.weight, g)
         else:
-            like = laid_out(rows.new_empty(len(rows), *g.inner[1:]))  # only its shape and layout count
+            like = empty(w, g.inner).flatten(0, 1)  # only its shape and layout count
             only_input = [True, False, False]
             pulled = aten.convolution_backward.default(rows, like, kernel, None, *g.arguments, only_input)[0]
         return pulled.unflatten(0, w.shape[:2])
@@ -81,6 +84,20 @@ class Convolution(Map):
 
     def to(self, dtype: torch.dtype) -> Map:
         return replace(self, dtype=dtype)
+
+    @property
+    def takes_single_channels(self) -> bool:
+        """Whether `by_channel` and `reach` say all of its pull."""
+        return _way(self.weight, self.geometry) == "flipped" and self.geometry.groups == self.geometry.inner[0] == 1
+
+    @property
+    def reach(self) -> tuple[Shape, Shape, Shape]:
+        """Padding, dilation and size of the flipped kernel."""
+        return _margin(self.weight, self.geometry), self.geometry.dilation, tuple(self.weight.shape[2:])
+
+    def by_channel(self) -> Tensor:
+        """The flipped kernel by the channels of the output: (O, taps, I)."""
+        return self._ready("by channel")
 
     def _ready(self, way: str) -> Tensor:
         """The kernel for a way, with the scales in it, made once and rounded last."""
@@ -97,6 +114,8 @@ def _way(weight: Tensor, g: Geometry) -> str:
         return "native"
     if set(g.stride) == {1} and min(_margin(weight, g)) >= 0:
         return "flipped"
+    if set(weight.shape[2:]) == {1} and not any(g.padding):
+        return "spread"
     few = g.inner[1] * g.stride[0] ** 2 <= _FEW
     if len(set(g.stride)) == 1 and set(g.dilation) == {1} and g.groups == 1 and few:
         return "phases"
@@ -127,31 +146,62 @@ def _flipped(weight: Tensor, g: Geometry) -> Tensor:
     return grouped.reshape(-1, grouped.shape[2], *weight.shape[2:]).flip(tuple(range(2, weight.dim())))
 
 
-def _reach(weight: Tensor, g: Geometry) -> Shape:
-    """Taps before the first: positions of the output that reach one input position, less one."""
-    return tuple(-(-k // s) - 1 for k, s in zip(weight.shape[2:], g.stride, strict=True))
+@dataclass(frozen=True)
+class _Axis:
+    """Along one axis, position `s q + r` of the input reads position `q + d` of the output by tap `r + p - s d`.
+
+    first, last: the range of d. cells: how many q there are.
+    """
+
+    first: int
+    last: int
+    cells: int
+
+
+def _axes(weight: Tensor, g: Geometry) -> list[_Axis]:
+    s = g.stride[0]
+    return [
+        _Axis(-((k - 1 - p) // s), (s - 1 + p) // s, -(-size // s))
+        for k, p, size in zip(weight.shape[2:], g.padding, g.inner[2:], strict=True)
+    ]
 
 
 def _phases(weight: Tensor, g: Geometry) -> Tensor:
-    """The dense kernel (s * s * I, O, j, j) from the output to all s * s phases of the padded input.
-
-    x[s q + r - p] = sum_j y[q - j] w[s j + r] along either axis.
-    """
+    """The dense kernel (I * s * s, O, taps, taps) from the output to the s * s phases of the input."""
     s = g.stride[0]
-    taps = [r + 1 for r in _reach(weight, g)]
-    full = F.pad(weight, (0, taps[1] * s - weight.shape[3], 0, taps[0] * s - weight.shape[2]))
-    split = full.view(*weight.shape[:2], taps[0], s, taps[1], s)  # o, i, j, r, j', r'
-    return split.permute(1, 3, 5, 0, 2, 4).reshape(-1, weight.shape[0], *taps).flip(2, 3)
+    made = weight.transpose(0, 1)
+    for axis, (along, p) in enumerate(zip(_axes(weight, g), g.padding, strict=True), start=2):
+        missing = weight.shape[axis]  # stands for a tap that the kernel lacks
+        wanted = [[r + p - s * d for d in range(along.first, along.last + 1)] for r in range(s)]
+        taps = torch.tensor([[t if 0 <= t < missing else missing for t in row] for row in wanted], device=weight.device)
+        position = made.dim() - 2 + axis - 2  # counted from behind, since phases come in front
+        made = F.pad(made, (0, 1) if axis == 3 else (0, 0, 0, 1))
+        made = made.index_select(position, taps.flatten()).unflatten(position, taps.shape).movedim(position, axis - 1)
+    return made.flatten(0, 2)
 
 
-def _interleaved(phases: Tensor, g: Geometry) -> Tensor:
-    """The input (N, I, H, W) from its phases (N, s * s * I, h', w'): interleaved, without the padding."""
-    whole = F.pixel_shuffle(phases, g.stride[0])
-    (top, left), (height, width) = g.padding, g.inner[2:]
-    missing = [max(0, top + height - whole.shape[2]), max(0, left + width - whole.shape[3])]
-    if any(missing):  # positions that no kernel reached
-        whole = F.pad(whole, (0, missing[1], 0, missing[0]))
-    return whole[:, :, top : top + height, left : left + width]
+def _interleaved(rows: Tensor, kernel: Tensor, weight: Tensor, g: Geometry) -> Tensor:
+    """The input (N, I, H, W): all phases by one convolution, then interleaved."""
+    axes = _axes(weight, g)
+    margins = [max(-a.first, a.cells - h + a.last, 0) for a, h in zip(axes, g.outer[2:], strict=True)]
+    phases = F.conv2d(rows, kernel, None, 1, margins)
+    for axis, (along, margin) in enumerate(zip(axes, margins, strict=True), start=2):
+        phases = phases.narrow(axis, margin + along.first, along.cells)
+    s, (height, width) = g.stride[0], g.inner[2:]
+    split = phases.unflatten(1, (g.inner[1], s, s)).permute(0, 1, 4, 2, 5, 3)  # n, i, q, r, q', r'
+    whole = torch.empty(split.shape, dtype=rows.dtype, device=rows.device).copy_(split)
+    return whole.flatten(4, 5).flatten(2, 3)[:, :, :height, :width]
 
 
-_PREPARED = {"flipped": _flipped, "phases": _phases, "native": lambda weight, geometry: weight}
+def _by_channel(weight: Tensor, g: Geometry) -> Tensor:
+    """(O, taps, I)."""
+    return _flipped(weight, g).flatten(2).permute(1, 2, 0)
+
+
+_PREPARED = {
+    "by channel": _by_channel,
+    "flipped": _flipped,
+    "native": lambda weight, geometry: weight,
+    "phases": _phases,
+    "spread": _flipped,
+}

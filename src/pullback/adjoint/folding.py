@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import Tensor
-
 from pullback.adjoint.convolution import Convolution
 from pullback.adjoint.maps import Identity, Map, Scale
 from pullback.adjoint.pooling import MaxPool
@@ -25,15 +23,10 @@ def composed(inner: Map, outer: Map) -> Map | None:
         case Scale(), Convolution() if inner.per_channel():
             return replace(outer, inner=inner if outer.inner is None else _product(inner, outer.inner))
         case Scale(), MaxPool():
-            gate = _at_the_largest(inner.factor, outer)
-            return replace(outer, gate=gate if outer.gate is None else gate * outer.gate)
+            return outer.gated(inner.factor)
     return None
 
 
 def _product(inner: Scale, outer: Scale) -> Scale:
     from_parameters = None if inner.source is None or outer.source is None else (*inner.source, *outer.source)
     return Scale(inner.factor * outer.factor, from_parameters)
-
-
-def _at_the_largest(factor: Tensor, pool: MaxPool) -> Tensor:
-    return pool.gathered(factor.expand(pool.inner)[None])[0]

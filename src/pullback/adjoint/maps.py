@@ -210,9 +210,7 @@ class Recorded(Map):
 
     def pull(self, w: Tensor, own: bool) -> Tensor:
         with torch.enable_grad():
-            w = w.to(self.output.dtype)
-            (pulled,) = torch.autograd.grad(self.output, self.leaf, w, retain_graph=True, is_grads_batched=True)
-        return pulled.detach()
+            return _batched(self.output, self.leaf, w)
 
     def push(self, v: Tensor, own: bool) -> Tensor:
         with torch.enable_grad():
@@ -221,9 +219,7 @@ class Recorded(Map):
                 (pulled,) = torch.autograd.grad(self.output, self.leaf, zero, create_graph=True)
                 self._adjoint = zero, pulled
             zero, pulled = self._adjoint
-            v = v.to(pulled.dtype)
-            (pushed,) = torch.autograd.grad(pulled, zero, v, retain_graph=True, is_grads_batched=True)
-        return pushed.detach()
+            return _batched(pulled, zero, v)
 
     pulled = pushed = "constant"  # a batched product may return an expanded tensor
 
@@ -232,10 +228,22 @@ class Recorded(Map):
         return self.output, self.leaf
 
 
-def zeros(like: Tensor, shape: Shape) -> Tensor:
-    """Zeros (K, *shape) in the type and layout of cotangents (K, ...)."""
-    made = like.new_empty(len(like) * shape[0], *shape[1:]) if shape else like.new_empty(len(like))
-    return laid_out(made).zero_().reshape(len(like), *shape)
+def _batched(output: Tensor, leaf: Tensor, rows: Tensor) -> Tensor:
+    """The gradient at `leaf` for each of the rows (K, *output), in their type.
+
+    The rows are made dense: formulas of torch have misread other strides.
+    """
+    w = rows.to(output.dtype).contiguous()
+    (found,) = torch.autograd.grad(output, leaf, w, retain_graph=True, is_grads_batched=True)
+    return found.detach().to(rows.dtype)
+
+
+def empty(like: Tensor, shape: Shape) -> Tensor:
+    """Memory for (K, *shape), in the type of `like` (K, ...), with the channels innermost where there are channels."""
+    size = (len(like) * shape[0], *shape[1:]) if shape else (len(like),)
+    layout = torch.channels_last if len(size) == 4 else torch.contiguous_format
+    made = torch.empty(size, dtype=like.dtype, device=like.device, memory_format=layout)
+    return made.unflatten(0, (len(like), shape[0])) if shape else made
 
 
 def laid_out(tensor: Tensor) -> Tensor:

@@ -2,50 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pullback.adjoint.maps import Map, Shape, laid_out
 
-aten = torch.ops.aten
-
 
 @dataclass(frozen=True, eq=False)
 class MaxPool(Map):
-    """One number of the input for each of the output: indices (N, C, h, w) into a plane of the input (N, C, H, W).
+    """where: for each number of the output (N, C, h, w) its source in the input (N, C, H, W); both counted channels last.
 
-    gate: a factor for each output, or None. settings: kernel, stride, padding, dilation, ceil mode.
+    gate: a factor for each output, or None. inner, outer: the two shapes.
     """
 
-    indices: Tensor
+    where: Tensor
     inner: Shape
-    settings: tuple[Any, ...]
+    outer: Shape
     gate: Tensor | None = None
+
+    @classmethod
+    def from_indices(cls, indices: Tensor, inner: Shape) -> MaxPool:
+        """indices: (N, C, h, w) as torch gives them, each into its plane (H, W)."""
+        samples, channels, _, _ = indices.shape
+        plane = indices + torch.arange(samples, device=indices.device).view(-1, 1, 1, 1) * inner[2] * inner[3]
+        where = plane * channels + torch.arange(channels, device=indices.device).view(-1, 1, 1)
+        return cls(_flat(where[None])[0].clone(), inner, tuple(indices.shape))
 
     def pull(self, w: Tensor, own: bool) -> Tensor:
         if self.gate is not None:
             w = w.mul_(self.gate) if own else w * self.gate
-        rows = laid_out(w.flatten(0, 1))
-        like = laid_out(rows.new_empty(len(rows), *self.inner[1:]))  # only its shape and layout count
-        indices = laid_out(self.indices.repeat(len(w), 1, 1, 1))
-        pulled: Tensor = aten.max_pool2d_with_indices_backward.default(rows, like, *self.settings, indices)
-        return pulled.unflatten(0, w.shape[:2])
+        samples, channels, height, width = self.inner
+        pulled = w.new_zeros(len(w), samples, height, width, channels)
+        pulled.flatten(1).scatter_add_(1, self.where.expand(len(w), -1), _flat(w))
+        return pulled.movedim(-1, 2)
 
     def push(self, v: Tensor, own: bool) -> Tensor:
-        pushed = self.gathered(v)
+        samples, channels, height, width = self.outer
+        pushed = _flat(v).gather(1, self.where.expand(len(v), -1))
+        pushed = pushed.view(len(v), samples, height, width, channels).movedim(-1, 2)
         return pushed if self.gate is None else pushed.mul_(self.gate)
 
-    def gathered(self, v: Tensor) -> Tensor:
-        """The entries of v (K, N, C, H, W) at the indices: (K, N, C, h, w)."""
-        where = self.indices.flatten(2).expand(len(v), *self.indices.shape[:2], -1)
-        return v.flatten(3).gather(3, where).unflatten(3, self.indices.shape[2:])
+    def gated(self, factor: Tensor) -> MaxPool:
+        """This map after a product of its input with `factor`."""
+        gate = replace(self, gate=None).push(factor.expand(self.inner)[None], False)[0]
+        return replace(self, gate=laid_out(gate if self.gate is None else gate * self.gate))
 
     def to(self, dtype: torch.dtype) -> Map:
-        return MaxPool(self.indices, self.inner, self.settings, None if self.gate is None else self.gate.to(dtype))
+        return self if self.gate is None else replace(self, gate=self.gate.to(dtype))
 
     @property
     def kept(self) -> tuple[Tensor, ...]:
-        return (self.indices,) if self.gate is None else (self.indices, self.gate)
+        return (self.where,) if self.gate is None else (self.where, self.gate)
+
+
+def _flat(batch: Tensor) -> Tensor:
+    """(K, N, C, H, W) as (K, N * H * W * C)."""
+    return batch.movedim(2, -1).flatten(1)

@@ -16,11 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_iter
 
 from pullback.adjoint.convolution import Packed
 from pullback.adjoint.maps import Shape
 from pullback.adjoint.rules import Applied, lowered
 from pullback.adjoint.schedule import WAYS, Edge, Segment, Way, scheduled, simplified
+from pullback.adjoint.single import one_channel_each, sharpened
+from pullback.errors import EncoderError
 from pullback.graph import Point, Tape, plain_autograd
 
 _log = logging.getLogger(__name__)
@@ -41,12 +44,27 @@ class Program:
     """
 
     def __init__(
-        self, edges: Sequence[Edge], in_shape: Shape, value: Tensor, dtype: torch.dtype, unknown: tuple[str, ...]
+        self,
+        edges: Sequence[Edge],
+        end: Point,
+        in_shape: Shape,
+        value: Tensor,
+        dtype: torch.dtype,
+        unknown: tuple[str, ...],
     ) -> None:
-        self.edges, self.in_shape, self.value, self.dtype, self.unknown = edges, in_shape, value, dtype, unknown
+        self.edges, self.end, self.in_shape, self.value, self.dtype, self.unknown = (
+            edges,
+            end,
+            in_shape,
+            value,
+            dtype,
+            unknown,
+        )
         self.pushes = True
+        self.versions: list[tuple[Tensor, int]] = []  # of the parameters that it was made of
         entries = _FITTING // dtype.itemsize if value.device.type == "cpu" else None
         self._schedules = {way: scheduled(edges, way, entries) for way in WAYS}
+        self._single = scheduled(sharpened(edges, end), "pull", entries)  # for cotangents of one channel each
 
     @classmethod
     def lower(cls, tape: Tape, start: Point, end: Point, x: Tensor, packed: Packed) -> Program:
@@ -57,6 +75,8 @@ class Program:
         edges: list[Edge] = []
         live = {start}
         unknown: dict[str, None] = {}
+        # What the run writes from the image into a tensor of the module's is no constant of all images.
+        written = {tape.storages[t] for i, op in enumerate(tape.ops) if tape.dependent[i] for t in op.writes}
 
         def lowering(i: int) -> Any:
             op = tape.ops[i]
@@ -67,11 +87,17 @@ class Program:
                 flags = tuple(p in live for p in points)
                 if not op.grad or not any(flags):
                     return op.func(*args, **kwargs)
-                fixed = tuple(t in tape.constants for t in op.inputs)
+                fixed = tuple(t in tape.constants and tape.storages[t] not in written for t in op.inputs)
                 out, found, known = lowered(Applied(op, i, args, kwargs, flags, fixed, packed))
                 if not known:
                     unknown[op.name] = None
+                outputs = [o for o in tree_iter(out) if isinstance(o, Tensor)]
+                given = [a for a in tree_iter((args, kwargs)) if isinstance(a, Tensor)]
                 for k, j, local in found:
+                    if not outputs[k].dtype == given[j].dtype == x.dtype:
+                        raise Unsupported(
+                            f"{op.name} makes {outputs[k].dtype} of {given[j].dtype} in a run on {x.dtype}"
+                        )
                     point = points[j]
                     assert point is not None
                     outer = Point(i, op.outputs[k])
@@ -94,14 +120,18 @@ class Program:
             _log.info("no adjoint rule for %s: autograd serves them, one at a time", ", ".join(unknown))
         if end not in live or start == end:
             raise Unsupported("the output does not depend on the input by any derivative")
+        if value.dim() == 0 or len(value) != 1:
+            raise Unsupported(f"the run makes {tuple(value.shape)} of a batch of one")
         simple = simplified(edges, start, end)
-        return cls(simple, tuple(x.shape), value[0].detach().clone(), x.dtype, tuple(unknown))
+        made = cls(simple, end, tuple(x.shape), value[0].detach().clone(), x.dtype, tuple(unknown))
+        made.versions = [(t, t._version) for i in tape.parameters if not (t := tape.constants[i]).is_inference()]
+        return made
 
     def to(self, dtype: torch.dtype) -> Program:
         """The same Jacobian with its numbers rounded to another precision."""
         edges = [replace(e, map=e.map.to(dtype)) for e in self.edges]
-        made = Program(edges, self.in_shape, self.value, dtype, self.unknown)
-        made.pushes = self.pushes
+        made = Program(edges, self.end, self.in_shape, self.value, dtype, self.unknown)
+        made.pushes, made.versions = self.pushes, self.versions
         return made
 
     def pull(self, w: Tensor, batch: int | None = None) -> Tensor:
@@ -133,12 +163,18 @@ class Program:
     # ---- running ---------------------------------------------------------------------------------------------------
 
     def _product(self, way: Way, rows: Tensor, shape: Shape, batch: int | None) -> Tensor:
+        if any(t._version != version for t, version in self.versions):
+            raise EncoderError("the network's parameters have changed since this Jacobian was made: make a new one")
+        if len(rows) == 0:
+            return rows.new_zeros(0, *shape)
         with plain_autograd(rows.device), torch.no_grad():
             made = rows.new_empty(len(rows), *shape)
             at = 0
             for part in rows.split(batch or LARGEST_BATCH):
                 given = part.clone() if part.is_inference() else part  # which autograd would not take
-                for product in _through(self._schedules[way], given.to(self.dtype)[:, None]):
+                single = way == "pull" and one_channel_each(given)
+                schedule = self._single if single else self._schedules[way]
+                for product in _through(schedule, given.to(self.dtype)[:, None]):
                     made[at : at + len(product)] = product[:, 0]
                     at += len(product)
         return made

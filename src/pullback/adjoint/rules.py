@@ -6,7 +6,7 @@ tensors are, in order. What has no rule is differentiated by autograd, one opera
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -28,8 +28,8 @@ from pullback.adjoint.maps import (
     Scale,
     Shape,
     Softmax,
+    empty,
     laid_out,
-    zeros,
 )
 from pullback.adjoint.pooling import MaxPool
 from pullback.graph import Op
@@ -87,14 +87,13 @@ class NoRule(Exception):
 
 def lowered(a: Applied) -> tuple[Any, list[Edge], bool]:
     """The operation's output, its edges, and whether a rule of the table covered it."""
-    rule = RULES.get(a.op.name) if a.op.func.namespace == "aten" else None
-    if rule is None and torch.Tag.pointwise in a.op.func.tags:
-        rule = pointwise
-    if rule is not None:
-        try:
-            return *rule(a), True
-        except NoRule:
-            pass
+    known = RULES.get(a.op.name) if a.op.func.namespace == "aten" else None
+    for rule in (known, pointwise if torch.Tag.pointwise in a.op.func.tags else None):
+        if rule is not None:
+            try:
+                return *rule(a), True
+            except NoRule:
+                continue
     return *recorded(a), False
 
 
@@ -132,9 +131,7 @@ def _diagonal(factor: Tensor, inner: Shape) -> Map:
 
 
 def identity(a: Applied) -> tuple[Any, list[Edge]]:
-    if a.tensors[0].dtype != (out := a.run()).dtype:
-        raise NoRule
-    return out, [(0, 0, Identity())]
+    return a.run(), [(0, 0, Identity())]
 
 
 def add(a: Applied) -> tuple[Any, list[Edge]]:
@@ -166,7 +163,7 @@ def multiply(a: Applied) -> tuple[Any, list[Edge]]:
         if a.live[j]:
             other = a.args[1 - j]
             slope = other if isinstance(other, Tensor) else out.new_tensor(other)
-            slope = (1 / slope if divided else slope).to(out.dtype)
+            slope = 1 / slope.to(out.dtype) if divided else slope.to(out.dtype)
             slope = slope.reshape((1,) * (out.dim() - slope.dim()) + tuple(slope.shape))
             inner, outer = tuple(a.tensors[j].shape), tuple(out.shape)
             fixed = not isinstance(other, Tensor) or a.fixed[1 - j]
@@ -204,8 +201,9 @@ def permute(a: Applied) -> tuple[Any, list[Edge]]:
 
 def restride(a: Applied) -> tuple[Any, list[Edge]]:
     """as_strided that shows the same numbers, as channels-last convolutions leave it."""
-    out = a.run()
-    if out.shape != a.tensors[0].shape or not torch.equal(out, a.tensors[0]):
+    out, x = a.run(), a.tensors[0]
+    seen, given = ([s for s, n in zip(t.stride(), t.shape, strict=True) if n > 1] for t in (out, x))
+    if out.shape != x.shape or seen != given or a.named["storage_offset"] not in (None, x.storage_offset()):
         raise NoRule
     return out, [(0, 0, Identity())]
 
@@ -220,7 +218,7 @@ def _part(index: tuple[Any, ...], inner: Shape) -> Map:
     whole = (slice(None), *index)
 
     def embedded(w: Tensor) -> Tensor:
-        made = zeros(w, inner)
+        made = empty(w, inner).zero_()
         made[whole] = w
         return made
 
@@ -274,8 +272,23 @@ def _transposed(part: Map) -> Map:
 
 def pad(a: Applied) -> tuple[Any, list[Edge]]:
     out, amounts = a.run(), list(a.named["pad"])
-    back = [-n for n in amounts]
-    return out, [(0, 0, Linear(lambda w: F.pad(w, back), lambda v: F.pad(v, amounts), "fresh", "fresh"))]
+    kept = [slice(max(first, 0), n - max(last, 0)) for first, last, n in _ends(amounts, tuple(out.shape))]
+    lost = [-max(-n, 0) for n in amounts]
+
+    def pull(w: Tensor) -> Tensor:
+        shown = w[(slice(None), *kept)]
+        return F.pad(shown, [-n for n in lost]) if any(lost) else shown
+
+    # A part of a tensor is no memory to write into: what comes next makes it dense by writing elsewhere.
+    return out, [(0, 0, Linear(pull, lambda v: F.pad(v, amounts), "constant", "fresh"))]
+
+
+def _ends(amounts: list[int], outer: Shape) -> Iterator[tuple[int, int, int]]:
+    """For each axis the padding before and after it, listed from the last axis, and the padded size."""
+    whole = [*amounts, *[0] * (2 * len(outer) - len(amounts))]
+    for axis, n in enumerate(outer):
+        at = 2 * (len(outer) - 1 - axis)
+        yield whole[at], whole[at + 1], n
 
 
 def roll(a: Applied) -> tuple[Any, list[Edge]]:
@@ -293,7 +306,7 @@ def roll(a: Applied) -> tuple[Any, list[Edge]]:
 def mean(a: Applied) -> tuple[Any, list[Edge]]:
     """mean or sum over axes."""
     out, inner = a.run(), tuple(a.tensors[0].shape)
-    if out.dtype != a.tensors[0].dtype:
+    if not inner:
         raise NoRule
     given = a.named.get("dim")
     axes = [d % len(inner) for d in given] if given else list(range(len(inner)))
@@ -318,11 +331,14 @@ def average_pool(a: Applied) -> tuple[Any, list[Edge]]:
     out = a.run()
     adaptive = "adaptive" in a.op.name
     backward = aten._adaptive_avg_pool2d_backward.default if adaptive else aten.avg_pool2d_backward.default
-    settings = () if adaptive else _window(a, "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    settings: tuple[Any, ...] = ()
+    if not adaptive:
+        others = (a.named[k] for k in ("padding", "ceil_mode", "count_include_pad", "divisor_override"))
+        settings = a.named["kernel_size"], a.named["stride"] or a.named["kernel_size"], *others
 
     def pull(w: Tensor) -> Tensor:
         rows = laid_out(w.flatten(0, 1))
-        like = laid_out(rows.new_empty(len(rows), *x.shape[1:]))  # only its shape and layout count
+        like = empty(w, tuple(x.shape)).flatten(0, 1)  # only its shape and layout count
         pulled: Tensor = backward(rows, like, *settings)
         return pulled.unflatten(0, w.shape[:2])
 
@@ -333,18 +349,12 @@ def average_pool(a: Applied) -> tuple[Any, list[Edge]]:
     return out, [(0, 0, Linear(pull, push, "fresh", "fresh"))]
 
 
-def _window(a: Applied, *others: str) -> tuple[Any, ...]:
-    """Kernel and stride (by default the kernel) of a pool, and its other settings."""
-    return a.named["kernel_size"], a.named["stride"] or a.named["kernel_size"], *(a.named[name] for name in others)
-
-
 def max_pool(a: Applied) -> tuple[Any, list[Edge]]:
     x = a.tensors[0]
     if x.dim() != 4:
         raise NoRule
     out, indices = a.run()
-    settings = _window(a, "padding", "dilation", "ceil_mode")
-    return (out, indices), [(0, 0, MaxPool(indices, tuple(x.shape), settings))]
+    return (out, indices), [(0, 0, MaxPool.from_indices(indices, tuple(x.shape)))]
 
 
 # ---- affine layers ---------------------------------------------------------------------------------------------------
@@ -390,7 +400,7 @@ def layer_norm(a: Applied) -> tuple[Any, list[Edge]]:
 
 def softmax(a: Applied) -> tuple[Any, list[Edge]]:
     out = a.run()
-    if out.dtype != a.tensors[0].dtype:
+    if not out.dim():
         raise NoRule
     return out, [(0, 0, Softmax(out, a.named["dim"] % out.dim() - out.dim()))]
 
@@ -433,14 +443,23 @@ def recorded(a: Applied) -> tuple[Any, list[Edge]]:
         out = a.op.func(*tree_map(fed, a.args), **tree_map(fed, a.kwargs))
     flat = [o for o in tree_iter(out) if isinstance(o, Tensor)]
     edges: list[Edge] = [
-        (k, j, Recorded(o, leaf)) for k, o in enumerate(flat) if o.requires_grad for j, leaf in leaves.items()
+        (k, j, Recorded(o, leaf)) for k, o in enumerate(flat) for j, leaf in leaves.items() if _connected(o, leaf)
     ]
     return tree_map(lambda o: o.detach() if isinstance(o, Tensor) else o, out), edges
 
 
+def _connected(output: Tensor, leaf: Tensor) -> bool:
+    if not output.requires_grad:
+        return False
+    zero = torch.zeros_like(output)
+    return torch.autograd.grad(output, leaf, zero, retain_graph=True, allow_unused=True)[0] is not None
+
+
 RULES: dict[str, Rule] = {
     # entry by entry; whatever else carries torch's tag "pointwise" needs no line here
-    **dict.fromkeys(("hardswish", "leaky_relu", "hardtanh", "hardsigmoid", "elu", "silu", "mish"), pointwise),
+    **dict.fromkeys(
+        ("hardswish", "leaky_relu", "hardtanh", "hardsigmoid", "elu", "silu", "mish", "prelu_kernel"), pointwise
+    ),
     **dict.fromkeys(("clone", "alias", "contiguous", "lift_fresh"), identity),
     **dict.fromkeys(("add", "sub"), add),
     **dict.fromkeys(("mul", "div"), multiply),

@@ -42,7 +42,7 @@ def explain(
     ] = None,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
     quality: Annotated[Quality, typer.Option(help="Time for the iterative inverses.")] = Quality.STANDARD,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn at random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything that is drawn at random.")] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Make reports anew; default: an interrupted folder carries on.")
     ] = False,

@@ -158,15 +158,18 @@ def parsed(given: Given) -> Preprocessing | Mapping[str, Any]:
     if not isinstance(given, str):
         return given
     pairs = [entry.partition("=") for entry in given.split(";") if entry.strip()]
-    if not pairs or not all(separator for _, separator, _ in pairs):
+    stated = {key.strip(): value.strip() for key, _, value in pairs}
+    if not pairs or not all(separator for _, separator, _ in pairs) or len(stated) < len(pairs):
         raise OptionError(
-            f'preprocessing {given!r} cannot be read: expected text such as "mean=0.5;size=224;resize=256"'
+            f'preprocessing {given!r} cannot be read: expected text such as "mean=0.5;size=224;resize=256", each name once'
         )
-    return {key.strip(): value.strip() for key, _, value in pairs}
+    return stated
 
 
 def _sides(value: Any) -> tuple[int, ...]:
     """Height and width from 224, "224", "128x256" or [128, 256]."""
+    if isinstance(value, str) and "," in value:
+        raise ValueError(f"height and width are written {value.replace(' ', '').replace(',', 'x')}")
     whole = tuple(map(_whole, value.lower().split("x") if isinstance(value, str) else _many(value)))
     return whole * 2 if len(whole) == 1 else whole
 

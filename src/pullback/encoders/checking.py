@@ -75,8 +75,6 @@ def _about_module(module: nn.Module) -> Iterator[str]:
         acts = {type(m).__name__ for m in inner.modules() if isinstance(m, _DIFFERENT_IN_TRAINING)}
         named = f" with {', '.join(sorted(acts))}" if acts else ""
         yield f"it is in train mode{named}: the copy that pullback works on is in eval mode, yours stays as it is"
-    if any(m._forward_hooks or m._forward_pre_hooks for m in inner.modules()):
-        yield "its own hooks run on the copy too"
 
 
 _DIFFERENT_IN_TRAINING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)

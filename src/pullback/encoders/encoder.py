@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from pullback.adjoint import Packed, Program, Unsupported, adjoint_discrepancy, vjp_discrepancy
 from pullback.encoders.naming import class_index
-from pullback.encoders.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from pullback.encoders.preprocessing import Preprocessing, assumed_preprocessing, checked_shape
 from pullback.encoders.splitting import Boundary, find, split
 from pullback.encoders.stages import Head, Stage, describe_head, describe_stages, stage_table
-from pullback.encoders.twin import read_logits, twin
+from pullback.encoders.twin import hook_notes, moved, read_logits, tensors_of, twin
 from pullback.encoders.weights import digest
-from pullback.errors import ClassError, EncoderError, ImageError, NumericsError, StageError
+from pullback.errors import ClassError, EncoderError, ImageError, NumericsError, OptionError, StageError
 from pullback.graph import Point, Rule, Tape, plain_autograd, record
 from pullback.images import load_image
 from pullback.operator import Jacobian
@@ -32,22 +32,6 @@ StageName = int | str
 Rules = Callable[[Tape, Point], Mapping[int, Rule]]
 _KEPT_TAPES = 8  # one for each batch shape in use
 _AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
-
-
-def _assumed_preprocessing(shape: tuple[int, int, int]) -> Preprocessing:
-    channels, height, width = shape
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,) * channels, (0.5,) * channels)
-    return Preprocessing(
-        size=(height, width),
-        resize=round(min(height, width) / 0.875),
-        mean=mean,
-        std=std,
-        channels=channels,
-        source="assumed",
-        assumed=(
-            f"mean {mean}, std {std}, short side resized to 8/7 of the crop: the network says nothing; pass preprocessing=",
-        ),
-    )
 
 
 class Encoder:
@@ -68,6 +52,7 @@ class Encoder:
         input_shape: tuple[int, int, int],
         notes: Sequence[str],
         source: str | None,
+        reach: Iterable[Tensor] | None = None,
     ) -> None:
         self.module = module
         self.name = name
@@ -84,7 +69,7 @@ class Encoder:
         self.device, self.dtype = first.device, first.dtype if first.is_floating_point() else torch.float32
         noise = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0), device="cpu")
         example = noise.to(self.device, self.dtype)
-        self._example = self._checked_tape(example)
+        self._example = self._checked_tape(example, reach)
         logits = self._example.shapes[self._example.output.tensor]
         self.class_count = logits[1] if len(logits) == 2 else None
         self.classes = self._checked_classes(classes)
@@ -115,15 +100,20 @@ class Encoder:
         """Split any CNN into stages by itself, or at the modules named in `stages` (shallow to deep).
 
         input_shape: (C, H, W) of one preprocessed image, default that of `preprocessing`, else (3, 224, 224).
-        Raises EncoderError (cannot be copied, run or recorded), StageError (`stages`), ClassError (`classes`). What has no
-        spatial stages still loads: its Jacobian works, `encoder.stages` and the inversions raise.
+        Raises EncoderError (cannot be copied, run or recorded), StageError (`stages`), ClassError (`classes`), OptionError
+        (`input_shape`, `preprocessing`). What has no spatial stages still loads: its Jacobian works, `encoder.stages` and
+        the inversions raise.
         """
-        assumed: tuple[str, ...] = tuple(notes)
-        if preprocessing is None:
-            shape = input_shape or (3, 224, 224)
-            preprocessing = _assumed_preprocessing(shape)
-        shape = input_shape or (preprocessing.channels, *preprocessing.size)
-        copied = twin(module)
+        if stages is not None and (isinstance(stages, str) or not all(isinstance(stage, str) for stage in stages)):
+            raise StageError(f"stages={stages!r}: expected a list of module names, for example ['layer1', 'layer2']")
+        if not (preprocessing is None or isinstance(preprocessing, Preprocessing)):
+            raise OptionError(
+                f"preprocessing={preprocessing!r}: expected a Preprocessing; load_encoder takes text and mappings too"
+            )
+        shape = checked_shape(input_shape, preprocessing)
+        preprocessing = preprocessing or assumed_preprocessing(shape)
+        memo: dict[int, Any] = {}
+        copied = twin(module, memo)
         return cls(
             copied,
             name=name or type(copied).__name__,
@@ -131,13 +121,14 @@ class Encoder:
             classes=classes,
             preprocessing=preprocessing,
             input_shape=shape,
-            notes=assumed,
+            notes=(*notes, *hook_notes(copied)),
             source=weights_digest,
+            reach=tensors_of(copied, memo),
         )
 
-    def _checked_tape(self, example: Tensor) -> Tape:
+    def _checked_tape(self, example: Tensor, reach: Iterable[Tensor] | None) -> Tape:
         """Record the example, and compare one random VJP of the replay with the network's own autograd."""
-        tape, leaf, logits = record(self.module, example, read_logits)
+        tape, leaf, logits = record(self.module, example, read_logits, reach=reach)
         if not bool(torch.isfinite(logits).all()):
             bad = [
                 n
@@ -213,7 +204,11 @@ class Encoder:
 
     @property
     def weights_digest(self) -> str:
-        """SHA-256 over the names and bytes of the parameters and buffers that the encoder was made with, as they are now."""
+        """SHA-256 over the names and bytes of the parameters and buffers that the encoder was made with, as they are now.
+
+        A change in place by an optimizer, `load_state_dict` or under `torch.no_grad` is followed. One through `.data` is
+        not, since torch keeps no count of those, and neither are numbers derived from the weights: make the encoder anew.
+        """
         self._follow_parameters()
         if self._digest is None:
             self._digest = digest(self.module)
@@ -227,11 +222,11 @@ class Encoder:
         return self.classes[index] if self.classes else f"class {index}"
 
     def to(self, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Encoder:
-        """The same encoder on another device or in another floating-point type (a copy)."""
+        """The same encoder on another device or in another floating-point type (a copy). Raises OptionError."""
         with torch.inference_mode(False):
-            moved = twin(self.module).to(device=device, dtype=dtype)
+            copied = moved(twin(self.module), device, dtype)
         return Encoder(
-            moved,
+            copied,
             name=self.name,
             stage_names=self._stage_names,
             classes=self.classes,
@@ -266,13 +261,17 @@ class Encoder:
         return self.preprocessing(load_image(source).image).to(self.device, self.dtype)
 
     def _as_input(self, x: Tensor) -> Tensor:
+        if x.layout is not torch.strided or x.is_nested or x.is_meta:
+            kind = "meta" if x.is_meta else "nested" if x.is_nested else str(x.layout)[6:]
+            raise ImageError(f"expected an image whose numbers are all there, got a {kind} tensor; make it a dense one")
+        x = x.as_subclass(Tensor)
         if x.ndim not in (3, 4) or x.shape[-3] != self.input_shape[0]:
             raise ImageError(
                 f"expected an image ({self.input_shape[0]}, H, W) or a batch of them, got shape {tuple(x.shape)}"
             )
         if x.ndim == 4 and len(x) == 0:
             raise ImageError(f"an empty batch of shape {tuple(x.shape)} holds no image")
-        if not x.is_floating_point():
+        if x.dtype not in _AGREEMENT:
             raise ImageError(
                 f"expected a preprocessed floating-point image, got {x.dtype}; pass the picture itself or preprocess it"
             )
@@ -391,18 +390,17 @@ class Encoder:
             return None
         try:
             program = Program.lower(tape, *ends, x, self._packed.setdefault(tape, {}))
-        except Unsupported as reason:
-            _log.info("autograd serves %s from %s to %s: %s", self.name, start, stage, reason)
+            if ends not in agreed:
+                allowed = _AGREEMENT.get(self.dtype, 1e-4)
+                error = vjp_discrepancy(program, tape, *ends, x)
+                if not error <= allowed:
+                    raise NumericsError(f"the adjoint program differs from it by {error:.1e}")
+                agreed[ends] = adjoint_discrepancy(program, x) <= allowed
+        except (Unsupported, NumericsError, RuntimeError) as reason:
+            said = _log.info if isinstance(reason, Unsupported) else _log.warning
+            said("autograd serves %s from %s to %s: %s", self.name, start, stage, str(reason).strip().splitlines()[0])
             agreed[ends] = "autograd"
             return None
-        if ends not in agreed:
-            allowed = _AGREEMENT.get(self.dtype, 1e-4)
-            error = vjp_discrepancy(program, tape, *ends, x)
-            if not error <= allowed:
-                _log.warning("autograd serves %s: the adjoint program differs from it by %.1e", self.name, error)
-                agreed[ends] = "autograd"
-                return None
-            agreed[ends] = adjoint_discrepancy(program, x) <= allowed
         program.pushes = bool(agreed[ends])
         return program
 
@@ -415,11 +413,12 @@ class Encoder:
         at: Tensor | None = None,
         chunk: int | None = None,
         memory: int | str | None = None,
+        precision: str | None = None,
     ) -> Jacobian:
         """The Jacobian of `stage` with respect to `start` (default: the image) at one image, as a linear operator.
 
         stage: 0..L, a stage's or any module's name, or "logits". at: the image's features at `start`, where they are at
-        hand. memory, chunk: see `pullback.Jacobian`.
+        hand. chunk, memory, precision: see `pullback.Jacobian`.
         """
         x = self.preprocess(image)
         if x.ndim != 3:
@@ -430,4 +429,4 @@ class Encoder:
             at = x if start == 0 else self.features(x, start)
         run = self.stretch(stage, start, along=x)
         lower = partial(self._lowered, x, stage, start)
-        return Jacobian(run, at, chunk=chunk, memory=memory, lower=lower)
+        return Jacobian(run, at, chunk=chunk, memory=memory, precision=precision, lower=lower)

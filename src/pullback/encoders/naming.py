@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import operator
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 
 from pullback.errors import ClassError
 
@@ -12,8 +15,15 @@ def class_index(target: int | str, classes: Sequence[str] | None, count: int | N
     """The index of a class given by index, name, or a part of exactly one name. Raises ClassError with the nearest names."""
     if count is None:
         raise ClassError("the network's output is not (N, classes), so it has no classes to choose from")
+    if not isinstance(target, str | bool):
+        with suppress(TypeError):
+            target = operator.index(target)  # a whole number of any library's type
     text = str(target).strip()
-    if text.lstrip("-").isdigit():
+    folded = [c.casefold() for c in classes or ()]
+    wanted = text.casefold()
+    exact = [i for i, c in enumerate(folded) if c == wanted]
+    named = bool(exact) and isinstance(target, str)  # a name may be a number: "7" among the ten digits
+    if re.fullmatch("-?[0-9]{1,18}", text) and not named:
         if 0 <= int(text) < count:
             return int(text)
         raise ClassError(f"class {text} is out of range: the network has classes 0 to {count - 1}")
@@ -21,9 +31,6 @@ def class_index(target: int | str, classes: Sequence[str] | None, count: int | N
         raise ClassError(
             f"unknown class {text!r}: the network's class names are not known; give an index 0 to {count - 1} or classes="
         )
-    folded = [c.casefold() for c in classes]
-    wanted = text.casefold()
-    exact = [i for i, c in enumerate(folded) if c == wanted]
     # A name may be a list of synonyms ("tabby, tabby cat"), or carry a group ("pets/Abyssinian").
     parts = [i for i, c in enumerate(folded) if wanted in [p.strip() for p in c.replace("/", ",").split(",")]]
     inside = [i for i, c in enumerate(folded) if wanted in c]

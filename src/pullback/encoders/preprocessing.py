@@ -7,7 +7,9 @@ The geometry and the arithmetic are those of torchvision's Resize, CenterCrop, T
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -146,6 +148,36 @@ class Preprocessing:
         crop_height, crop_width = self.size
         left, top = round((width - crop_width) / 2), round((height - crop_height) / 2)
         return image.resize((width, height), resampling).crop((left, top, left + crop_width, top + crop_height))
+
+
+def assumed_preprocessing(shape: tuple[int, int, int]) -> Preprocessing:
+    """For a network that says nothing of what it is shown: images (C, H, W) by ImageNet's habits."""
+    channels, height, width = shape
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,) * channels, (0.5,) * channels)
+    return Preprocessing(
+        size=(height, width),
+        resize=round(min(height, width) / 0.875),
+        mean=mean,
+        std=std,
+        channels=channels,
+        source="assumed",
+        assumed=(
+            f"mean {mean}, std {std}, short side resized to 8/7 of the crop: the network says nothing; pass preprocessing=",
+        ),
+    )
+
+
+def checked_shape(given: Any, preprocessing: Preprocessing | None) -> tuple[int, int, int]:
+    """(C, H, W) as given, else of the preprocessing, else of a photograph. Raises OptionError."""
+    if given is None:
+        return (3, 224, 224) if preprocessing is None else (preprocessing.channels, *preprocessing.size)
+    try:
+        channels, height, width = (operator.index(n) for n in given)
+        if min(channels, height, width) >= 1:
+            return channels, height, width
+    except (TypeError, ValueError):
+        pass
+    raise OptionError(f"input_shape={given!r}: expected (channels, height, width) of one image, such as (3, 224, 224)")
 
 
 def listed(numbers: tuple[float, ...]) -> str:

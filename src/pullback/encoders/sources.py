@@ -18,8 +18,9 @@ from pullback.encoders.encoder import Encoder
 from pullback.encoders.libraries import FORMS, Source, find, nearest, timm_names, torchvision_names
 from pullback.encoders.preprocessing import Preprocessing
 from pullback.encoders.torchvision_ops import import_torchvision
+from pullback.encoders.twin import moved
 from pullback.encoders.weights import class_count, classifier, digest, fill, read_checkpoint, renamed
-from pullback.errors import EncoderError, OptionError, PullbackError, WeightsError
+from pullback.errors import EncoderError, PullbackError, WeightsError
 
 SEED = 0
 """Random weights are drawn from this seed, whatever the state of the global generators."""
@@ -88,7 +89,7 @@ def load_encoder(
     """
     built = build(spec, weights=weights, classes=classes, preprocessing=preprocessing)
     return Encoder.from_module(
-        _moved(built.module, device, dtype),
+        moved(built.module, device, dtype),
         stages=stages,
         name=built.name,
         classes=built.classes,
@@ -219,7 +220,7 @@ def _constructed(source: Source, **options: object) -> nn.Module:
         return source.build(**options)
     except PullbackError:
         raise
-    except Exception as error:  # whatever a constructor does with its options
+    except (Exception, SystemExit) as error:  # whatever a constructor does with its options
         raise EncoderError(
             f"{source.spec} cannot be built ({type(error).__name__}: {error}); check its options"
         ) from error
@@ -243,14 +244,6 @@ def _names(
         assumed = ["class names: ImageNet's, assumed because the network has 1000 outputs"] if path is not None else []
         return tuple(_IMAGENET_CATEGORIES), assumed
     return None, []
-
-
-def _moved(module: nn.Module, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
-    try:
-        return module.to(device=device, dtype=dtype)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise OptionError(f"device={str(device)!r}, dtype={dtype} cannot be had here: {reason}") from error
 
 
 @contextmanager

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from pullback.errors import EncoderError
+from pullback.errors import EncoderError, OptionError
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -24,10 +24,11 @@ def unwrap(module: nn.Module) -> nn.Module:
             return module
 
 
-def twin(module: nn.Module) -> nn.Module:
+def twin(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """A deep copy in eval mode: parameters share storage and need no gradient, buffers are copied, compilation is undone.
 
-    Raises EncoderError when the module cannot be copied or has no input to differentiate.
+    memo: an empty one of `copy.deepcopy`, for who wants to know what was copied (functions never are). Raises EncoderError
+    when the module cannot be copied or has no input to differentiate.
     """
     if not isinstance(module, nn.Module):
         raise EncoderError(
@@ -35,7 +36,7 @@ def twin(module: nn.Module) -> nn.Module:
         )
     module = unwrap(module)
     with torch.inference_mode(False), torch.no_grad():
-        memo: dict[int, Any] = {}
+        memo = {} if memo is None else memo
         for parameter in module.parameters():
             if is_lazy(parameter):
                 raise EncoderError(
@@ -71,6 +72,35 @@ def twin(module: nn.Module) -> nn.Module:
         parameter.requires_grad_(False)
         parameter.grad = None
     return copied
+
+
+def tensors_of(copied: nn.Module, memo: Mapping[int, Any]) -> list[Tensor]:
+    """Every tensor that a twin holds, those outside its parameters and buffers too; memo: that of its `twin` call."""
+    return [*copied.parameters(), *copied.buffers(), *(value for value in memo.values() if isinstance(value, Tensor))]
+
+
+def hook_notes(module: nn.Module) -> Iterator[str]:
+    """A note where hooks of the user's own (not torch's, of weight_norm and the like) run on the twin too."""
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    hooks = [hook for child in module.modules() for kind in kinds for hook in getattr(child, kind, {}).values()]
+    if any(not str(getattr(hook, "__module__", "")).startswith("torch.") for hook in hooks):
+        yield (
+            "the network's own hooks run on the copy too, each time it is recorded: what they keep elsewhere (a list, a"
+            " dictionary) then comes from pullback's run"
+        )
+
+
+def moved(module: nn.Module, device: str | torch.device | None, dtype: torch.dtype | None) -> nn.Module:
+    """`module.to(...)`. Raises OptionError for a device that is not there or has no numbers, and for a type that is no float."""
+    try:
+        if device is not None:
+            torch.zeros((), device=device).item()  # "meta" makes tensors without numbers
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError("expected a floating-point type")
+        return module.to(device=device, dtype=dtype)
+    except (RuntimeError, AssertionError, TypeError, AttributeError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]  # the rest lists what torch was built with
+        raise OptionError(f"device={str(device)!r}, dtype={dtype} cannot be had here: {reason}") from error
 
 
 def read_logits(output: Any) -> Tensor:

@@ -75,7 +75,8 @@ def _explain_into(folder: Path, jobs: list[_Job], options: Options, device: torc
     correctors = shipped_correctors(encoder) if options.correctors is None else Correctors.load(options.correctors)
     if correctors is not None:
         correctors.check(encoder.name, [encoder.input_shape[0], *(s.channels for s in encoder.stages[:-1])])
-    for note in (*encoder.preprocessing.assumed, *encoder.notes):
+    unfitted = () if correctors else ("no fitted correctors come with these stages: adjoint pictures are unfitted",)
+    for note in (*encoder.preprocessing.assumed, *encoder.notes, *unfitted):
         progress.note(f"note: {note}")
     progress.start(len(jobs) * parts(encoder), "reading")
     entries, failed = [], []
@@ -105,8 +106,8 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # "meta" makes tensors without numbers
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, AssertionError, ImportError) as error:  # ImportError: a device of another package's
+        reason = str(error).partition("\n")[0].partition(". ")[0]
         raise OptionError(
             f"device {name!r} cannot be used here ({reason}); use cpu, or a device that torch sees"
         ) from error
@@ -205,7 +206,7 @@ def _fingerprint(
     """What decides the result: equal fingerprints need no second run."""
     said = (
         __version__, loaded.digest, None if mask is None else hashlib.sha256(mask.values.tobytes()).hexdigest(), encoder.name,
-        encoder.weights_digest, encoder.classes, str(encoder.preprocessing), [s.name for s in encoder.stages], options.target,
+        encoder.weights_digest, encoder.classes, repr(encoder.preprocessing), [s.name for s in encoder.stages], options.target,
         None if correctors is None else correctors.digest, str(encoder.device), options.quality, options.seed,
     )  # fmt: skip
     return hashlib.sha256(repr(said).encode()).hexdigest()

@@ -7,7 +7,7 @@ dataclass outputs, modules that are used twice, functional code.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -30,8 +30,9 @@ def storage_of(tensor: Tensor) -> int:
 class _Recorder(TorchDispatchMode):
     """Numbers every tensor that passes and writes down every operation; holds all tensors so that no address is used twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, reach: Iterable[Tensor] | None = None) -> None:
         super().__init__()
+        self.reach = None if reach is None else list(reach)
         self.ops: list[Op] = []
         self.calls: list[Call] = []
         self.open: list[tuple[str, int]] = []
@@ -64,6 +65,7 @@ class _Recorder(TorchDispatchMode):
             if isinstance(a, Tensor) and declared.alias_info is not None and declared.alias_info.is_write
         ]
         writes += [self.number(a) for k, a in kwargs.items() if k == "out" and isinstance(a, Tensor)]
+        self._stay_in_reach(inputs, writes)
         for t in writes:
             self._keep_initial(storage_of(self.tensors[t]))
         read = {storage_of(self.tensors[t]) for t in inputs}
@@ -79,6 +81,26 @@ class _Recorder(TorchDispatchMode):
         if not grad:
             self.born_without_grad.update({t: len(self.ops) - 1 for t in outputs})
         return out
+
+    def _stay_in_reach(self, inputs: list[int], writes: list[int]) -> None:
+        """Refuse an operation, before it runs, that would use a parameter or write to a tensor of somebody else's."""
+        if self.reach is None:
+            return
+        for t in inputs:
+            tensor = self.tensors[t]
+            if storage_of(tensor) in self.own or not (t in writes or isinstance(tensor, nn.Parameter)):
+                continue
+            if isinstance(tensor, nn.Parameter):  # the twin's share their storage with the user's
+                known = any(tensor is own for own in self.reach)
+            else:
+                known = any(own.layout is torch.strided and storage_of(tensor) == storage_of(own) for own in self.reach)
+            if not known:
+                module = self.open[-1][0] if self.open else ""
+                raise EncoderError(
+                    f"the network's forward{f' (in {module})' if module else ''} reaches back to a tensor of shape"
+                    f" {tuple(tensor.shape)} that its copy does not hold: a closure, a patched forward or a hook uses a module"
+                    " of yours, which would not stay untouched; make it a method or a submodule"
+                )
 
     def _keep_initial(self, storage: int) -> None:
         """Keep what a tensor that the run did not make (a counter in a buffer) holds before the run first writes to it."""
@@ -162,17 +184,22 @@ def plain_autograd(device: torch.device) -> Iterator[None]:
 
 
 def record(
-    module: nn.Module, x: Tensor, read_logits: Callable[[Any], Tensor] = lambda out: out
+    module: nn.Module,
+    x: Tensor,
+    read_logits: Callable[[Any], Tensor] = lambda out: out,
+    *,
+    reach: Iterable[Tensor] | None = None,
 ) -> tuple[Tape, Tensor, Tensor]:
     """Run `module` once on a batch `x` (N, C, H, W) and return the tape, the input leaf and the logits with their graph.
 
     `module` must be a twin whose parameters need no gradient; `read_logits` picks the tensor from the module's output.
+    reach: the twin's own tensors, where a parameter outside, or a write to a tensor outside, is to raise EncoderError.
     The graph of the returned logits is the network's own autograd graph: an independent oracle for replays.
     """
     with plain_autograd(x.device):
         leaf = x.detach().clone().requires_grad_(x.is_floating_point())
         fed = leaf.clone()  # a network may begin with an in-place operation, which a leaf refuses
-        recorder = _Recorder()
+        recorder = _Recorder(reach)
         first = recorder.number(fed)
         recorder.own.add(storage_of(fed))
         try:

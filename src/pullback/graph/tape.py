@@ -159,7 +159,8 @@ class Tape:
 
     def _needed(self, last: int, first: int) -> set[int]:
         """Operations after `first` that operation `last` needs, itself included."""
-        needed, queue = {last}, [last]
+        queue = [last] if last > first else []
+        needed = set(queue)
         while queue:
             for p in self.sources[queue.pop()]:
                 if p.op > first and p.op not in needed:

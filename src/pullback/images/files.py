@@ -68,12 +68,14 @@ def output_folder(path: str | Path) -> Iterator[Path]:
     """The folder `path`, made with its parents where needed, and tried: a file can be created and filled in it.
 
     Folders that were made here and are empty at the end, however that comes, are taken away again. Raises OutputError
-    when the folder cannot be made or written to.
+    when the folder cannot be made or written to. A path with ".." in it is resolved: what it leads through may go again.
     """
     folder = Path(path)
     made: list[Path] = []
     try:
         try:
+            if ".." in folder.parts:
+                folder = folder.resolve()
             for parent in (*reversed(folder.parents), folder):
                 if not parent.is_dir():
                     parent.mkdir(exist_ok=True)

@@ -28,10 +28,7 @@ START = (
     1e-3  # of a standard deviation of the prior: at mu itself a network without biases has every gate shut, for ever
 )
 LATE = 1.25
-TRIAL, FALL = (
-    10,
-    0.95,
-)  # a search that leads anywhere has brought the misfit below FALL of the start's after TRIAL steps
+TRIAL, FALL = 10, 0.95  # a search that leads anywhere is below FALL of the start's misfit and of 1 after TRIAL steps
 LADDER = (10, 15, 25, 40, 60, 100, 150, 250, 400)
 
 
@@ -60,11 +57,12 @@ def recipe_for(stride: float) -> Recipe:
 
 @dataclass(frozen=True, eq=False)
 class BlindResult:
-    """The step of smallest loss, for each item.
+    """The step of smallest misfit, for each item; of equal ones the last, on which the prior has worked longest.
 
     x (B, c, H, W) in preprocessed units; misfit (B,) = ||F(x) - F|| / scale at x; history (taken, B), the misfit before each
-    step; `steps` is the number to ask for to get the same bits again, unless fewer were taken (`len(history)`): given_up says
-    that an impatient search saw no descent.
+    step: where misfit is not below history[0], no step came nearer to the features than the start. `steps` is the number to
+    ask for to get the same bits again, unless the machine slowed down and fewer were taken (`len(history)`). retreated: the
+    search with the gradients of `features` led nowhere, so this is that of the `retreat`.
     """
 
     x: Tensor
@@ -72,7 +70,17 @@ class BlindResult:
     history: Tensor
     steps: int
     seconds: float
-    given_up: bool
+    retreated: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """The nearest z of each item, its misfit (B,), the misfits on the way, and whether the first item led nowhere."""
+
+    z: Tensor
+    misfit: Tensor
+    history: Tensor
+    lost: bool
 
 
 def blind_inverse(
@@ -85,19 +93,23 @@ def blind_inverse(
     seconds: float | None = None,
     scale: Tensor | None = None,
     seed: int = 0,
-    impatient: bool = False,
+    retreat: Map | None = None,
 ) -> BlindResult:
     """Images whose features come close to target (B, *out), each found independently of its neighbours.
 
     features maps (B, c, H, W) to (B, *out), differentiably and item by item; mean, colour and size of the prior are used with the
     spectrum of the recipe. scale (B,) divides the misfit of each item and defaults to `||F||`; zero features, the null
-    picture, need the scale of the features they stand beside. `seconds` picks the largest number of steps of the ladder that
-    should fit, after timing two gradients; the answer depends on the number and on `seed` alone, unless the machine slows down
-    so much that the search has to be cut off at `LATE` times its seconds. An impatient search gives up after `TRIAL` steps that
-    have not brought the first item nearer. A step costs one forward and one backward pass. Works under `torch.no_grad` and leaves
-    no gradients behind.
+    picture, need the scale of the features they stand beside. A step costs one forward and one backward pass.
+
+    retreat computes the same features with safer gradients. A search that has brought the first item no nearer in `TRIAL`
+    steps is given up for one with the retreat, of the same number of steps. One of no more than `TRIAL` steps goes to its end
+    first, and then the nearer of the two counts.
+
+    `seconds` picks the largest number of steps of the ladder that should fit, after timing two gradients; a retreat costs
+    `TRIAL` steps more. The answer depends on that number and on `seed` alone, unless the machine slows down so much that the
+    search has to be cut off at `LATE` times its seconds. Works under `torch.no_grad` and leaves no gradients behind.
     """
-    check_budget(steps, seconds)
+    steps = check_budget(steps, seconds)
     scale = _norms(target) if scale is None else scale.to(target)
     if scale.shape != target.shape[:1] or not bool((scale > 0).all()):
         raise OptionError(
@@ -109,56 +121,79 @@ def blind_inverse(
     def picture(z: Tensor) -> Tensor:
         return prior.mu(z) + recipe.amplitude * prior.root(z)
 
-    def losses(z: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and misfit of each item, (B,) both."""
-        misfit = _norms(features(picture(z)) - target) / scale
-        return misfit + recipe.tau * z.square().flatten(1).sum(1), misfit
+    def misfits(z: Tensor, run: Map) -> Tensor:
+        return _norms(run(picture(z)) - target) / scale
 
-    def gradient(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Derivative of the summed loss in z, loss and misfit (B,): a sum, so no item feels another."""
+    def gradient(z: Tensor, run: Map) -> tuple[Tensor, Tensor]:
+        """Derivative of the summed loss in z, and the misfit (B,): a sum, so no item feels another."""
         with torch.enable_grad():
-            loss, misfit = losses(z)
-            return torch.autograd.grad(loss.sum(), z)[0], loss.detach(), misfit.detach()
+            misfit = misfits(z, run)
+            loss = misfit + recipe.tau * z.square().flatten(1).sum(1)
+            return torch.autograd.grad(loss.sum(), z)[0], misfit.detach()
+
+    def search(steps: int, run: Map, patient: bool) -> _Search:
+        z = origin.clone().requires_grad_()
+        optimiser = torch.optim.Adam([z], lr=RATE, betas=BETAS)
+        best, least, history = origin, torch.full_like(scale, torch.inf), []
+        for step in range(steps):
+            optimiser.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
+            z.grad, misfit = gradient(z, run)
+            history.append(misfit)
+            best, least = _nearer(z, misfit, best, least)
+            if step == TRIAL and not patient and _lost(history[0], misfit):
+                return _Search(best, least, torch.stack(history), lost=True)
+            optimiser.step()
+            if step + 1 >= LADDER[0] and time.perf_counter() > deadline:
+                break
+        with torch.no_grad():
+            misfit = misfits(z, run)
+        best, least = _nearer(z, misfit, best, least)
+        lost = steps <= TRIAL and _lost(history[0], misfit)
+        return _Search(best, least, torch.stack(history), lost)
 
     start = time.perf_counter()
-    noise = torch.randn(prior.mean.numel(), *prior.size, generator=torch.Generator().manual_seed(seed), device="cpu")
-    z = (START * noise).to(target).expand(len(target), -1, -1, -1).clone().requires_grad_()
+    deadline = math.inf if seconds is None else start + LATE * seconds
+    size = (prior.mean.numel(), *prior.size)
+    noise = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float32, device="cpu")
+    origin = (START * noise).to(target).expand(len(target), -1, -1, -1).clone()
     if steps is None:
         assert seconds is not None
-        steps = _affordable(lambda: gradient(z), seconds)
-    optimiser = torch.optim.Adam([z], lr=RATE, betas=BETAS)
-    history = []
-    best, least, given_up = z.detach().clone(), torch.full_like(scale, torch.inf), False
-    for step in range(steps):
-        optimiser.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
-        z.grad, loss, misfit = gradient(z)
-        history.append(misfit)
-        given_up = impatient and step == TRIAL and not bool(misfit[0] < FALL * history[0][0])
-        if given_up:
-            break
-        best, least = _better(z, loss, best, least)
-        optimiser.step()
-        if seconds is not None and step + 1 >= LADDER[0] and time.perf_counter() - start > LATE * seconds:
-            break
+        trial = origin.clone().requires_grad_()
+        steps = _affordable(lambda: gradient(trial, features), seconds)
+    found, retreated = search(steps, features, patient=retreat is None), False
+    if found.lost and retreat is not None:
+        deadline += time.perf_counter() - start  # what the trial took, so that the steps planned can all be taken
+        second = search(steps, retreat, patient=True)
+        retreated = len(found.history) < steps or bool(second.misfit[0] < found.misfit[0])
+        found = second if retreated else found
+    if not bool(torch.isfinite(found.misfit).all()):
+        raise NumericsError(
+            f"the blind inverse left the finite numbers: misfits {found.misfit.tolist()} after {steps} steps"
+        )
     with torch.no_grad():
-        x = picture(_better(z, losses(z)[0], best, least)[0])
-        misfit = _norms(features(x) - target) / scale
-    if not bool(torch.isfinite(misfit).all()):
-        raise NumericsError(f"the blind inverse left the finite numbers: misfits {misfit.tolist()} after {steps} steps")
-    return BlindResult(x, misfit, torch.stack(history), steps, time.perf_counter() - start, given_up)
+        x = picture(found.z)
+    return BlindResult(x, found.misfit, found.history, steps, time.perf_counter() - start, retreated)
 
 
-def _better(z: Tensor, loss: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
-    """For each item the one of two points with the smaller loss: a search that runs away still shows how far it came."""
-    lower = loss < least
-    return torch.where(lower[:, None, None, None], z.detach(), best), torch.where(lower, loss, least)
+def _nearer(z: Tensor, misfit: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+    """For each item the one of two points with the smaller misfit, the newer of equals.
+
+    Not the smaller loss: the penalty sums over every value of z, so after Adam's first steps it outweighs any misfit.
+    """
+    nearer = misfit <= least
+    return torch.where(nearer[:, None, None, None], z.detach(), best), torch.where(nearer, misfit, least)
+
+
+def _lost(start: Tensor, misfit: Tensor) -> bool:
+    """Whether the first item has not come nearer than the start and than zero features, whose misfit is 1."""
+    return not bool(misfit[0] < FALL * start[0].clamp(max=1))
 
 
 def _norms(features: Tensor) -> Tensor:
     return torch.linalg.vector_norm(features.flatten(1), dim=1)
 
 
-def _affordable(evaluate: Callable[[], tuple[Tensor, Tensor, Tensor]], seconds: float) -> int:
+def _affordable(evaluate: Callable[[], tuple[Tensor, Tensor]], seconds: float) -> int:
     """The largest number of steps of the ladder within `seconds`, two trial gradients included; the first one warms up."""
     start = time.perf_counter()
     evaluate()[1].tolist()  # reading the numbers waits for an accelerator

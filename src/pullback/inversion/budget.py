@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from pullback.errors import OptionError
 
 
-def check_budget(steps: int | None, seconds: float | None) -> None:
-    """Raises OptionError unless exactly one of the two is given, and positive."""
+def check_budget(steps: int | None, seconds: float | None) -> int | None:
+    """`steps` as a plain int; raises OptionError unless exactly one of the two is given, a number, and positive."""
     if (steps is None) == (seconds is None):
         raise OptionError(f"give either steps or seconds, but got steps={steps} and seconds={seconds}")
-    if (steps is not None and steps < 1) or (seconds is not None and not seconds > 0):
-        raise OptionError(f"steps and seconds must be positive, but got steps={steps} and seconds={seconds}")
+    if steps is not None:
+        if isinstance(steps, bool) or not _positive(steps, operator.index):
+            raise OptionError(f"steps must be a positive whole number, but got steps={steps!r}")
+        return operator.index(steps)
+    if isinstance(seconds, bool | str) or not _positive(seconds, float):
+        raise OptionError(f"seconds must be a positive number, but got seconds={seconds!r}")
+    return None
+
+
+def _positive(value: Any, convert: Callable[[Any], float]) -> bool:
+    """Whether `value` converts to a number above 0."""
+    try:
+        return convert(value) > 0
+    except (TypeError, ValueError):
+        return False
 
 
 def rung(ladder: Sequence[int], fitting: float) -> int:

@@ -164,10 +164,14 @@ class Correctors:
             digest.update(parameter.double().numpy().tobytes())
         return digest.hexdigest()
 
+    def fits(self, channels: Sequence[int]) -> bool:
+        """Whether these correctors are for levels with these channel counts."""
+        return [len(c.gamma) for c in self.levels] == list(channels)
+
     def check(self, encoder: str, channels: Sequence[int]) -> None:
         """Raise WeightsError unless these correctors are for levels with these channel counts."""
-        own = [len(c.gamma) for c in self.levels]
-        if own != list(channels):
+        if not self.fits(channels):
+            own = [len(c.gamma) for c in self.levels]
             fitted_on = self.card.get("encoder", "an encoder not named")
             raise WeightsError(
                 f"these correctors are for levels with {own} channels ({fitted_on}), but {encoder} has {list(channels)};"
@@ -187,7 +191,8 @@ class Correctors:
     def load(cls, path: str | Path) -> Correctors:
         """Read what `save` wrote. Raises WeightsError when the file is no such thing, or its numbers are not finite."""
         if not Path(path).is_file():
-            raise WeightsError(f"correctors file {path} does not exist; check the name")
+            what = "is a folder" if Path(path).is_dir() else "does not exist"
+            raise WeightsError(f"correctors file {path} {what}; give a file made by Correctors.save")
         try:
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})[_METADATA])

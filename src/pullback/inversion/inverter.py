@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
 
 import torch
@@ -29,7 +30,8 @@ class Inverter:
     "unfitted"; `correctors.bias_free()` switches the biases off. prior: image prior of the Wiener and blind inverses, default
     `Prior.natural` of the encoder's preprocessing. ridge: the Wiener inverse's noise, lambda. steps or seconds: budget of the
     iterative inverses, for each picture; `steps` gives the same bits every time. chunk, memory: see `pullback.Jacobian`.
-    Raises OptionError for an unknown method or mode, EncoderError for a network without spatial stages.
+    seed: of what they draw at random, 0 to 2**63 - 1. Raises OptionError for an unknown method or mode, or a number that does
+    not fit, EncoderError for a network without spatial stages.
     """
 
     def __init__(
@@ -66,6 +68,12 @@ class Inverter:
                 raise OptionError(f"{name}={value!r} must be a number above 0")
         if steps is not None and not isinstance(steps, int):
             raise OptionError(f"steps={steps!r} must be a whole number")
+        try:
+            whole = -1 if isinstance(seed, bool) else operator.index(seed)
+        except TypeError:
+            whole = -1
+        if not 0 <= whole < 2**63:
+            raise OptionError(f"seed={seed!r} must be a whole number from 0 to 2**63 - 1")
         if encoder.dtype in (torch.float16, torch.bfloat16):
             # Sums over a feature map and 1 / alpha leave the range of half precision; the weights are the same numbers.
             encoder = encoder.to(dtype=torch.float32)
@@ -81,7 +89,7 @@ class Inverter:
         self.seconds = 10.0 if steps is None and seconds is None else seconds
         self.chunk = chunk
         self.memory = memory
-        self.seed = seed
+        self.seed = whole
 
     def __call__(self, image: str | Path | Image.Image | Tensor) -> Inversion:
         """Open a path, a PIL picture, a preprocessed image (C, H, W) or a batch (B, C, H, W)."""
@@ -91,7 +99,7 @@ class Inverter:
             # Copies: the session is lazy, and the caller may change the tensor meanwhile.
             images = [one.clone(memory_format=torch.contiguous_format) for one in (x if batched else x[None])]
             opened = [Opened(self.encoder, one, chunk=self.chunk, memory=self.memory) for one in images]
-            home = image.detach().new_empty(0) if isinstance(image, Tensor) else None
+            home = image.detach().as_subclass(Tensor).new_empty(0) if isinstance(image, Tensor) else None
         return Inversion(
             self.encoder,
             opened,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +19,10 @@ from pullback.inversion.prior import Prior
 from pullback.inversion.seeds import channel_seeds
 from pullback.inversion.wiener import WienerSolver
 
-LEAKS = (0.2, 0.1, 0.05, 0.0)  # of the gradient through shut gates, in the blind inverse's backward pass
+# Shares of the gradient let through shut gates in the blind inverse's backward pass. In a deep chain of gates without shortcuts
+# (MobileNetV2) the bold one's shares add up until they point uphill; the careful one did not on any network tried, and goes
+# further than none at all.
+BOLD, CAREFUL = 0.2, 0.05
 CONVERGED = 0.1  # relative residual up to which a picture goes without a warning
 
 
@@ -124,16 +127,26 @@ class BlindMethod:
         scale = target.norm() if bool(target.any()) else self.opened.levels[level].norm()
         # The numbers in the image may choose the path through the network: then own and null must not share a run.
         batches = [[target], [nothing]] if self.opened.encoder.data_dependent else [[target, nothing]]
-        first, leak = self._search(level, torch.stack(batches[0]), scale, len(batches))
-        found = [first, *(self._follow(level, torch.stack(b), scale, leak, first.steps) for b in batches[1:])]
+        seconds = None if self.seconds is None else self.seconds / len(batches)
+        first = self._search(level, torch.stack(batches[0]), scale, self.steps, seconds, BOLD, CAREFUL)
+        leak = CAREFUL if first.retreated else BOLD
+        found = [first, *(self._search(level, torch.stack(b), scale, first.steps, None, leak) for b in batches[1:])]
         own, null = torch.cat([f.x for f in found])
         misfit, null_misfit = torch.cat([f.misfit for f in found]).tolist()
-        planned, taken = found[0].steps, len(found[0].history)
+        start, null_start = torch.cat([f.history[0] for f in found]).tolist()
+        planned, taken = first.steps, len(first.history)
         notes = []
-        if misfit > 0.5:
+        if misfit >= min(start, 1):
+            notes.append(
+                f"the search met nothing of the features (steps: {taken}; misfit: {misfit:.2f}, that of its start, the mean "
+                f"colour, {start:.2f}, that of no features at all 1): this picture does not show them; more steps may"
+            )
+        elif misfit > 0.5:
             notes.append(
                 f"the search met only a part of the features (misfit {misfit:.2f}): not an inverse of this stage"
             )
+        if null_misfit >= null_start:
+            notes.append("the null picture is no more than its start: nothing came nearer to zero features")
         if taken < planned:
             notes.append(
                 f"the machine slowed down: the search ended after {taken} of {planned} steps; steps={planned} gives them all"
@@ -141,34 +154,24 @@ class BlindMethod:
         figures = {"steps": taken, "feature misfit": misfit, "null: feature misfit": null_misfit, "leak": leak}
         return Drawn(own, null, figures, tuple(notes))
 
-    def _search(self, level: int, target: Tensor, scale: Tensor, runs: int) -> tuple[BlindResult, float]:
-        """The search with the largest leak that leads downhill, and that leak.
-
-        In a deep chain of gates without shortcuts (MobileNetV2) the gradients let through add up until they point uphill.
-        """
-        begun = time.perf_counter()
-        for leak in LEAKS:
-            spent = time.perf_counter() - begun
-            seconds = None if self.seconds is None else max(self.seconds / runs - spent, 1e-3)
-            found = self._follow(level, target, scale, leak, self.steps, seconds, impatient=leak > 0)
-            if not found.given_up:
-                break
-        return found, leak
-
-    def _follow(
+    def _search(
         self,
         level: int,
         target: Tensor,
         scale: Tensor,
-        leak: float,
         steps: int | None,
-        seconds: float | None = None,
-        impatient: bool = False,
+        seconds: float | None,
+        leak: float,
+        retreat: float | None = None,
     ) -> BlindResult:
         encoder = self.opened.encoder
+
+        def leaking(slope: float) -> Callable[[Tensor], Tensor]:
+            return encoder.stretch(level, rules=partial(leaky_rules, slope=slope))
+
         with plain_autograd(encoder.device):
             return blind_inverse(
-                encoder.stretch(level, rules=partial(leaky_rules, slope=leak)),
+                leaking(leak),
                 target,
                 self.prior,
                 recipe_for(self.opened.image.shape[-2] / target.shape[-2]),
@@ -176,7 +179,7 @@ class BlindMethod:
                 steps=steps,
                 seconds=seconds,
                 seed=self.seed,
-                impatient=impatient,
+                retreat=None if retreat is None else leaking(retreat),
             )
 
     def channels(self, level: int, channels: Tensor) -> Drawn:

@@ -144,20 +144,26 @@ class Inversion:
     def scalar(self, read_out: Callable[[Tensor], Tensor]) -> Picture:
         """The picture of any differentiable scalar of the deepest features: its gradient there is the seed, equation (18).
 
-        read_out takes features (C, H, W) of one image and returns a tensor with one element.
+        read_out takes features (C, H, W) of one image and returns a tensor with one real element. Raises OptionError.
         """
         level = self.encoder.depth
         drawn = []
         for opened, method in zip(self._opened, self._methods, strict=True):
             with plain_autograd(opened.image.device):
                 at = opened.levels[level].detach().clone().requires_grad_()
-                value = read_out(at)
+                value = read_out(at.clone())  # it may write to what it is given
                 if not isinstance(value, Tensor) or value.numel() != 1:
                     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                     raise OptionError(f"the read-out must return a tensor with one element, got {shape}")
-                if value.grad_fn is None:
+                if value.is_complex():
+                    raise OptionError(
+                        f"the read-out must return a real number, got {value.dtype}; take its .real or .abs()"
+                    )
+                seed = None
+                if value.grad_fn is not None:  # which may be of another graph
+                    (seed,) = torch.autograd.grad(value.reshape(()), at, allow_unused=True)
+                if seed is None:
                     raise OptionError("the read-out does not depend differentiably on the features that it was given")
-                (seed,) = torch.autograd.grad(value.reshape(()), at)
             one = method.seeded(seed, level)
             drawn.append(replace(one, figures={**one.figures, "read-out": float(value)}))
         return self._picture(drawn, f"a read-out of stage {level}")
@@ -167,6 +173,8 @@ class Inversion:
         """The picture of foreign features (C, H, W), or (B, C, H, W) for a batch, under this image's gates (transplant test)."""
         level = self._level(stage)
         features = tensor_of(features, "features", StageError)
+        if not bool(torch.isfinite(features).all()):
+            raise StageError("the features hold values that are not finite (NaN or infinity)")
         given = features if self._batched else features[None]
         expected = (len(self._opened), *self._opened[0].levels[level].shape)
         if tuple(given.shape) != expected:
@@ -326,7 +334,7 @@ class Inversion:
             channel = self._channel(level, channel)
             keep[channel], named = True, f"channel {channel}"
         elif unit is not None:
-            at = tuple(_index(u) for u in unit)
+            at = _unit(unit)
             if len(at) != 3 or not all(0 <= u < n for u, n in zip(at, shape, strict=True)):
                 raise StageError(f"unit {at} is out of range: stage {level} has shape {shape}")
             keep[at], named = True, f"unit {at}"
@@ -378,6 +386,14 @@ def _index(value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise StageError(f"expected a whole number as index, got {value!r}") from None
+
+
+def _unit(value: Any) -> tuple[int, ...]:
+    """Several such. Raises StageError."""
+    try:
+        return tuple(map(_index, value))
+    except TypeError:
+        raise StageError(f"expected a unit (channel, row, column), got {value!r}") from None
 
 
 def _joined(values: Sequence[Any]) -> Any:

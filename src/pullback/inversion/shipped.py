@@ -10,7 +10,7 @@ from pullback.inversion.correctors import Correctors
 
 
 def shipped_correctors(encoder: Encoder) -> Correctors | None:
-    """The fitted correctors that come with this encoder's own weights, or None."""
+    """The fitted correctors that come with this encoder's own weights, or None; they fit its own stages alone."""
     if not encoder.name.startswith("builtin:"):
         return None
     path = (
@@ -19,4 +19,5 @@ def shipped_correctors(encoder: Encoder) -> Correctors | None:
     if not path.is_file():
         return None
     found = Correctors.load(path)
-    return found if found.card.get("weights") == encoder.weights_digest else None
+    fits = found.fits([encoder.input_shape[0], *(s.channels for s in encoder.stages[:-1])])
+    return found if fits and found.card.get("weights") == encoder.weights_digest else None

@@ -12,8 +12,11 @@ from pullback.errors import PullbackError
 
 
 def tensor_of(values: Any, what: str, error: type[PullbackError]) -> Tensor:
-    """A tensor as it is; arrays, nested lists and Pillow pictures copied, as float64 on the CPU. Raises `error`."""
+    """A dense real tensor as it is; arrays, nested lists and Pillow pictures copied, as float64 on the CPU. Raises `error`."""
     if isinstance(values, Tensor):
+        if values.is_complex() or values.is_meta or values.layout is not torch.strided:
+            kind = str(values.dtype if values.is_complex() else "meta" if values.is_meta else values.layout)
+            raise error(f"{what}: expected a dense tensor of real numbers, got a {kind.removeprefix('torch.')} one")
         return values
     try:
         array = np.asarray(values)

@@ -10,7 +10,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from pullback.adjoint import LARGEST_BATCH, Program
+from pullback.adjoint import LARGEST_BATCH, Program, check_precision, rounding_error
 from pullback.errors import NumericsError, OptionError
 from pullback.operator.linear import LinearMap, flat_batch
 from pullback.operator.memory import memory_budget
@@ -46,6 +46,8 @@ class Jacobian(LinearMap):
     chunk: cotangents per backward pass; 1 is the plain loop. None: the largest of 1, 2, 4, 8 within `memory`, settled at
         the first product with several cotangents.
     memory: budget in bytes or as a text ("2GB"); None is a quarter of what is free. An explicit `chunk` wins.
+    precision: "bfloat16" for products in that precision, where the hardware has it and the function has a program; `rounding`
+        then holds the relative error of one random VJP. None: that of x.
     lower: what lowers the function at x to an adjoint program, where it knows how (`Encoder.jacobian` gives one).
 
     Cost with a program: one run here, and none afterwards. Cost without: one run of `function` here and one, on `chunk`
@@ -69,6 +71,7 @@ class Jacobian(LinearMap):
         *,
         chunk: int | None = None,
         memory: int | str | None = None,
+        precision: str | None = None,
         lower: Lowering | None = None,
     ) -> None:
         if not x.is_floating_point():
@@ -81,6 +84,7 @@ class Jacobian(LinearMap):
         self._function = _Counted(function)
         self._lower, self._lowerings = lower, 0
         self._program: Program | None = None
+        self._precision, self.precision, self.rounding = check_precision(precision, x.device), precision, 0.0
         self._chunk, self._explicit = chunk, chunk is not None
         self._memory = memory if memory is None else memory_budget(memory, x.device)
         self._push: _Product | None = None
@@ -88,6 +92,10 @@ class Jacobian(LinearMap):
         with torch.inference_mode(False):
             self._x = x.detach().clone()
             program = self.program
+            if program is None and precision is not None:
+                raise OptionError(
+                    f"precision={precision!r} needs an adjoint program, and autograd serves this function: leave it out"
+                )
             self.value = self._replica(1).output[0].detach().clone() if program is None else program.value
         self.out_shape = tuple(self.value.shape)
 
@@ -100,11 +108,14 @@ class Jacobian(LinearMap):
     def program(self) -> Program | None:
         """The adjoint program at x; None where autograd serves the function."""
         if self._program is None and self._lower is not None:
-            self._program = self._lower(self._x)
-            if self._program is None:
+            exact = self._program = self._lower(self._x)
+            if exact is None:
                 self._lower = None
             else:
                 self._lowerings += 1
+                if self._precision is not None:
+                    self._program = exact.to(self._precision)
+                    self.rounding = rounding_error(exact, self._program)
         return self._program
 
     @property
