@@ -26,19 +26,23 @@ def main() -> None:
     parser.add_argument("pictures", nargs="*", help="none: eight scenes that the embedded encoder was not trained on")
     parser.add_argument("--weights")
     parser.add_argument("--preprocessing")
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, help="columns to fill")
     parser.add_argument("--steps", type=int, default=150, help="of the blind inverse; the Wiener inverse takes a fifth")
     chosen = parser.parse_args()
     encoder = pb.load_encoder(chosen.encoder, weights=chosen.weights, preprocessing=chosen.preprocessing)
     images = [encoder.preprocess(p) for p in chosen.pictures] or _scenes(encoder)
     print(f"{encoder.name}, {len(images)} pictures, blind {chosen.steps} steps, Wiener {chosen.steps // 5} steps\n")
     print(
-        "| stage | blind | its null | misfit | Wiener | its null | residual | cascade | its null |\n"
+        "| stage | blind | its null | misfit | Wiener | its null | misfit | cascade | its null |\n"
         + "| --- " * 9
         + "|"
     )
     for stage in encoder.stages:
         cells = [f"{stage.number} {stage.name}"]
         for method in METHODS:
+            if method not in chosen.methods:
+                cells += ["-"] * (2 if method == "cascade" else 3)
+                continue
             inverter = _inverter(encoder, method, chosen.steps)
             own, null, figure = [], [], []
             for image in images:
@@ -46,7 +50,7 @@ def main() -> None:
                     picture = inv.stage(stage.number)
                 own.append(correlation(picture.tensor, image))
                 null.append(correlation(picture.null, image))
-                figure.append(picture.figures.get("feature misfit", picture.figures.get("relative residual")))
+                figure.append(picture.figures.get("feature misfit", picture.figures.get("data misfit")))
             cells += [_spread(own), _spread(null)]
             if method != "cascade":
                 cells.append(f"{sum(figure) / len(figure):.2f}")

@@ -34,9 +34,10 @@ class MaxPool(Map):
         if self.gate is not None:
             w = w.mul_(self.gate) if own else w * self.gate
         samples, channels, height, width = self.inner
-        pulled = w.new_zeros(len(w), samples, height, width, channels)
-        pulled.flatten(1).scatter_add_(1, self.where.expand(len(w), -1), _flat(w))
-        return pulled.movedim(-1, 2)
+        summed = torch.promote_types(w.dtype, torch.float32)  # sums in half precision are slow as well as coarse
+        pulled = w.new_zeros(len(w), samples, height, width, channels, dtype=summed)
+        pulled.flatten(1).scatter_add_(1, self.where.expand(len(w), -1), _flat(w).to(summed))
+        return pulled.movedim(-1, 2).to(w.dtype)
 
     def push(self, v: Tensor, own: bool) -> Tensor:
         samples, channels, height, width = self.outer

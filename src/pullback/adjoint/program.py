@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_iter
 
+from pullback.adjoint.applied import Applied
 from pullback.adjoint.convolution import Packed
 from pullback.adjoint.maps import Shape
-from pullback.adjoint.rules import Applied, lowered
+from pullback.adjoint.rules import lowered
 from pullback.adjoint.schedule import WAYS, Edge, Segment, Way, scheduled, simplified
 from pullback.adjoint.single import one_channel_each, sharpened
 from pullback.errors import EncoderError

@@ -62,10 +62,10 @@ def select_channels(features: Tensor | ArrayLike, k: int, *, ridge: float = 0.0)
         raise OptionError(f"ridge={ridge!r} must be 0 or above")
     sigma = sigma.cpu()
     sigma.diagonal().add_(ridge)
-    return Selection(*_pivoted(sigma, k))
+    return Selection(*pivoted(sigma, k))
 
 
-def _pivoted(schur: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def pivoted(schur: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The first k pivots of a symmetric positive semidefinite matrix (which is overwritten) and the diagonals that they had."""
     diagonal = schur.diagonal().numpy().copy()
     least = _ROUNDING * diagonal.max()

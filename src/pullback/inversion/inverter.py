@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pullback.encoders import Encoder
 from pullback.errors import OptionError
+from pullback.inversion.budget import check_budget
 from pullback.inversion.correctors import Correctors
 from pullback.inversion.iterative import BlindMethod, WienerMethod
 from pullback.inversion.methods import CascadeMethod, Method, VjpMethod
@@ -61,13 +62,10 @@ class Inverter:
             raise OptionError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
         if mode not in MODES:
             raise OptionError(f"unknown mode {mode!r}; choose one of {', '.join(MODES)}")
-        if steps is not None and seconds is not None:
-            raise OptionError("give steps or seconds, not both")
-        for name, value in (("steps", steps), ("seconds", seconds), ("ridge", ridge)):
-            if value is not None and (not isinstance(value, int | float) or not value > 0):
-                raise OptionError(f"{name}={value!r} must be a number above 0")
-        if steps is not None and not isinstance(steps, int):
-            raise OptionError(f"steps={steps!r} must be a whole number")
+        if steps is not None or seconds is not None:
+            steps = check_budget(steps, seconds)
+        if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not ridge > 0:
+            raise OptionError(f"ridge={ridge!r} must be a number above 0")
         try:
             whole = -1 if isinstance(seed, bool) else operator.index(seed)
         except TypeError:

@@ -97,7 +97,9 @@ class WienerMethod:
             notes = (
                 "not converged: what the remaining residual would still change is not shown; more steps or seconds bring it down",
             )
-        figures = {"steps": solution.steps, **residuals, "ridge": self.ridge}
+        misfit = {"data misfit": solution.misfit[:k].max(), "null: data misfit": solution.misfit[k:].max()}
+        unexplained = {name: float(value) for name, value in misfit.items()}
+        figures = {"steps": solution.steps, **unexplained, **residuals, "ridge": self.ridge}
         return Drawn(pictures[:k], pictures[k:], figures, notes, natural=None if centred else False)
 
 

@@ -1,0 +1,186 @@
+"""What the page on speed claims beside the main table, each measured against its rival in the same run:
+
+    python -m benchmarks.claims [leading coverage growth selection wiener memory]
+
+On an idle machine, or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar
+
+import torch
+from scipy.linalg import lapack
+from torch import Tensor
+
+from benchmarks.memory import Probe, peak
+from benchmarks.peers import IDIOM, OURS, WAYS
+from benchmarks.work import CHANNELS_LAST, NETWORKS, prepare
+from pullback.interference.selection import pivoted
+from pullback.inversion import Prior
+from pullback.inversion.wiener import WienerSolver
+from pullback.measures import channel_energies, leading_share
+
+R = TypeVar("R")
+
+_ALL = 10**6  # cotangents: those of all channels
+_CHUNK = 8
+
+
+def leading() -> Iterator[str]:
+    """The leading Gram share on ResNet-50 shapes, sketched and exact."""
+    work = prepare(NETWORKS["resnet50"], _ALL)
+    with work.encoder.jacobian(work.image, work.stage) as jacobian:
+        jacobian.vm(work.seeds[:2])
+
+        def exactly() -> float:
+            pictures = jacobian.vm(work.seeds).flatten(1)
+            eigenvalues = torch.linalg.eigvalsh((pictures @ pictures.mT).double())
+            return float(eigenvalues[-1] / eigenvalues.sum())
+
+        exact, seconds = _timed(exactly)
+        for seed in range(3):
+            found, quick = _timed(partial(leading_share, jacobian, seed=seed))
+            yield (
+                f"leading share, {len(work.seeds)} channels of ResNet-50: exact {exact:.4f} in {seconds:.1f} s; sketched"
+                f" {found.share:.4f} +- {found.standard_error:.4f} in {quick:.1f} s: {abs(found.share / exact - 1):.2%} off,"
+                f" {seconds / quick:.1f} times faster, {found.products} products"
+            )
+
+
+def coverage() -> Iterator[str]:
+    """How often the 95 % intervals of the sketched energies hold the truth, on the embedded encoder."""
+    work, trials = prepare(NETWORKS["scenes"], _ALL), 100
+    with work.encoder.jacobian(work.image, work.stage) as jacobian:
+        channel = work.seeds.flatten(2).any(2).float().argmax(1)  # of each seed
+        truth = jacobian.vm(work.seeds).double().square().sum((1, 2, 3))
+        hits, sums = [], []
+        for seed in range(trials):
+            found = channel_energies(jacobian, probes=32, seed=seed)
+            low, high = found.energy.low[channel], found.energy.high[channel]
+            hits.append(float(((low <= truth) & (truth <= high)).double().mean()))
+            sums.append(abs(found.total - float(truth.sum())) < 1.96 * found.standard_error)
+    yield (
+        f"intervals of 32 probes, {trials} trials of {len(truth)} channels: {statistics.mean(hits):.1%} hold the energy of"
+        f" their channel; {statistics.mean(sums):.0%} of the trials hold the sum within 1.96 standard errors"
+    )
+
+
+def growth() -> Iterator[str]:
+    """Time by the number of channels and of images; memory by the number of channels."""
+    work = prepare(NETWORKS["resnet18"], 512)
+    with work.encoder.jacobian(work.image, work.stage) as jacobian:
+        jacobian.vm(work.seeds[:64])
+        for count in (64, 128, 256, 512):
+            _, seconds = _timed(partial(_streamed, jacobian.vm, work.seeds[:count]))
+            yield f"ResNet-18, {count} channels: {seconds / count * 1e3:.1f} ms a channel"
+    for count in (1, 2, 4):
+
+        def images(count: int = count) -> None:
+            for _ in range(count):
+                with work.encoder.jacobian(work.image, work.stage) as one:
+                    _streamed(one.vm, work.seeds[:64])
+
+        yield f"ResNet-18, {count} images of 64 channels: {_timed(images)[1] / count:.2f} s an image"
+
+
+def selection() -> Iterator[str]:
+    """512 of 2048 channels by pivoted Cholesky, and LAPACK's pstrf stopped there."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(4096, 2048, generator=generator, dtype=torch.float64)
+    sigma = mixing.mT @ mixing / len(mixing)
+    channels, gains = pivoted(sigma.clone(), 512)
+    matrix, least = sigma.numpy().copy(order="F"), float(gains[-1]) * (1 - 1e-9)
+    ours, theirs = [], []
+    for _ in range(7):
+        ours.append(_timed(lambda: pivoted(sigma.clone(), 512))[1])
+        (_, pivots, rank, _), seconds = _timed(lambda: lapack.dpstrf(matrix, tol=least, lower=1))
+        theirs.append(seconds)
+    same = (torch.from_numpy(pivots[:512]) - 1 == channels).all()
+    yield (
+        f"512 of 2048 channels: {statistics.median(ours) * 1e3:.0f} ms; pstrf, stopped at {rank}:"
+        f" {statistics.median(theirs) * 1e3:.0f} ms; the same channels: {bool(same)}"
+    )
+
+
+def wiener() -> Iterator[str]:
+    """Misfit by steps of the Wiener inverse, in the image's coordinates and, as before, in feature space."""
+    work = prepare(NETWORKS["resnet18"], 1)
+    encoder, image = work.encoder, work.image
+    preprocessing, size = encoder.preprocessing, (image.shape[1], image.shape[2])
+    prior = Prior.natural(preprocessing.mean, preprocessing.std, size)
+    with encoder.jacobian(image, 3) as jacobian:
+        residual = jacobian.mv(image - prior.mu(image))[None]
+        solver = WienerSolver(jacobian.mv, jacobian.vm, prior, jacobian.in_shape, jacobian.out_shape)
+        solver.solve(residual, steps=2)
+        for steps in (2, 5, 10, 20, 60):
+            found = solver.solve(residual, steps=steps)
+            (before, seconds) = _timed(partial(_in_feature_space, solver, residual, steps))
+            yield (
+                f"Wiener, ResNet-18 stage 3, {steps} steps: misfit {float(found.misfit):.2f} in {found.seconds:.1f} s; solved in"
+                f" feature space {before:.2f} in {seconds:.1f} s"
+            )
+
+
+def memory() -> Iterator[str]:
+    """Peak memory at equal chunk, ours over the idiom's."""
+    (ours,) = (way for way in WAYS if way.origin == OURS and way.precision == "float32")
+    for network in NETWORKS:
+        used = {
+            way.name: peak(Probe(network, way.name, _CHUNK, layout, 4 * _CHUNK, None, "cpu", torch.get_num_threads()))
+            for way, layout in ((ours, "own"), (IDIOM, CHANNELS_LAST))
+        }
+        yield (
+            f"{network}, chunk {_CHUNK}: {used[ours.name] / 1e6:.0f} MB; by hand {used[IDIOM.name] / 1e6:.0f} MB:"
+            f" {used[ours.name] / used[IDIOM.name]:.2f}"
+        )
+
+
+def _in_feature_space(solver: WienerSolver, residual: Tensor, steps: int) -> float:
+    """The misfit of conjugate gradients on (J C J^T + ridge m I) z = r after so many steps."""
+    ridge = solver.ridge * solver.scale(residual)
+    z, left, p = torch.zeros_like(residual), residual.clone(), residual.clone()
+    power = left.square().sum()
+    for _ in range(steps):
+        curved = solver.mv(solver.prior.covariance(solver.vm(p))) + ridge * p
+        alpha = power / (p * curved).sum()
+        z, left = z + alpha * p, left - alpha * curved
+        power, before = left.square().sum(), power
+        p = left + power / before * p
+    drawn = solver.mv(solver.prior.covariance(solver.vm(z)))
+    return float((drawn - residual).norm() / residual.norm())
+
+
+def _streamed(product: Callable[[Tensor], Tensor], seeds: Tensor) -> None:
+    for part in seeds.split(64):
+        product(part)
+
+
+def _timed(run: Callable[[], R]) -> tuple[R, float]:
+    start = time.perf_counter()
+    return run(), time.perf_counter() - start
+
+
+CLAIMS = {claim.__name__: claim for claim in (leading, coverage, growth, selection, wiener, memory)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description=__doc__)
+    parser.add_argument("claims", nargs="*", default=list(CLAIMS), metavar="CLAIM", help=", ".join(CLAIMS))
+    chosen = parser.parse_args().claims
+    if unknown := set(chosen) - set(CLAIMS):
+        parser.error(f"no claim {unknown.pop()!r}; there are {', '.join(CLAIMS)}")
+    for name in chosen:
+        for line in CLAIMS[name]():
+            print(line, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
