@@ -41,18 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with output_folder(options.out) as out:
             rates = Rates(options.device, _QUICK_SAMPLE) if options.quick else Rates(options.device)
-            tables = [_table(network, options, rates) for network in chosen(options.networks)]
-            settings = vars(options) | {"out": str(options.out), "equal_chunk": _EQUAL_CHUNK}
-            findings = (describe(options.device), settings, tables, rates)
-            text = written.markdown(*findings)
-            document = json.dumps(written.document(*findings), indent=1)
-            write_together(
-                {
-                    out / "speed.md": text.encode(),
-                    out / "speed.json": document.encode(),
-                    out / "speed.png": plot.png(tables, rates),
-                }
-            )
+            tables: list[Table] = []
+            for network in chosen(options.networks):
+                tables.append(_table(network, options, rates))
+                text = _write(out, options, tables, rates)  # after each, so that an interrupted run keeps what it has
     except PullbackError as error:
         print(error, file=sys.stderr)
         return 2
@@ -61,9 +53,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _write(out: Path, options: argparse.Namespace, tables: list[Table], rates: Rates) -> str:
+    settings = vars(options) | {"out": str(options.out), "equal_chunk": _EQUAL_CHUNK}
+    findings = (describe(options.device), settings, tables, rates)
+    text = written.markdown(*findings)
+    write_together(
+        {
+            out / "speed.md": text.encode(),
+            out / "speed.json": json.dumps(written.document(*findings), indent=1).encode(),
+            out / "speed.png": plot.png(tables, rates),
+        }
+    )
+    return text
+
+
 def _table(network: Network, options: argparse.Namespace, rates: Rates) -> Table:
     work = prepare(network, options.cotangents, size=options.size, device=options.device)
-    found = table(work, WAYS, Effort(options.trials, options.rounds), rates, _tell)
+    ways = [way.limited_to(options.chunks) for way in WAYS] if options.chunks else WAYS
+    found = table(work, ways, Effort(options.trials, options.rounds), rates, _tell)
     if options.memory:
         _tell(f"{network.name}: memory")
         _add_memory(found, options)
@@ -101,6 +108,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=_count, default=7, help="interleaved rounds at the best settings")
     parser.add_argument("--trials", type=_count, default=2, help="trials of every setting")
+    parser.add_argument("--chunks", type=_count, nargs="+", help="chunk sizes to be tried, instead of all")
     parser.add_argument("--size", type=_count, help="pixels a side, instead of each network's own")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--threads", type=_count, default=torch.get_num_threads(), help="threads of torch")

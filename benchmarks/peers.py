@@ -5,8 +5,8 @@ Each is a function (work, seeds (K, C, h, w), setting) -> gradients (K, 3, H, W)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 
@@ -54,6 +54,11 @@ class Way:
             for chunk in self.chunks:
                 if chunk is None or chunk <= cotangents:
                     yield Setting(chunk, layout)
+
+    def limited_to(self, chunks: Sequence[int]) -> Way:
+        """The same with only these chunk sizes to be tried, besides its own choice and the only one that it has."""
+        left = tuple(c for c in self.chunks if c is None or c in chunks)
+        return replace(self, chunks=left or self.chunks)
 
     @property
     def missing(self) -> str | None:

@@ -33,9 +33,7 @@ def main() -> None:
     images = [encoder.preprocess(p) for p in chosen.pictures] or _scenes(encoder)
     print(f"{encoder.name}, {len(images)} pictures, blind {chosen.steps} steps, Wiener {chosen.steps // 5} steps\n")
     print(
-        "| stage | blind | its null | misfit | Wiener | its null | misfit | cascade | its null |\n"
-        + "| --- " * 9
-        + "|"
+        "| stage | blind | its null | misfit | Wiener | its null | misfit | cascade | its null |\n" + "| --- " * 9 + "|"
     )
     for stage in encoder.stages:
         cells = [f"{stage.number} {stage.name}"]
