@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-# For all iterative pictures of one image together (Wiener and blind, every stage): at most so many seconds, and no more than so
-# many runs of the network on one image would take, so that a small network is done sooner.
-SECONDS = {"draft": 5.0, "standard": 11.0, "high": 240.0}
-RUNS = {"draft": 200, "standard": 500, "high": 10_000}
+# Seconds for all iterative pictures of one image together (Wiener and blind, every stage).
+SECONDS = {"draft": 8.0, "standard": 28.0, "high": 240.0}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from pullback import __version__
 from pullback.encoders import Encoder, Stage
 from pullback.errors import PullbackError
-from pullback.explain.options import RUNS, SECONDS
+from pullback.explain.options import SECONDS
 from pullback.inversion import Correctors, Inversion, Inverter
 from pullback.measures import correlation, foreground_energy
 from pullback.pictures import Certificate, ClassPicture, Picture
@@ -24,7 +24,7 @@ from pullback.report import ChannelEntry, Explanation, Foreground, Guess, StageR
 CHANNELS = 6  # drawn one by one with normalisers of their own (additive); everything else shares one frozen pass
 GUESSES = 5
 MEMORY = "1GB"
-BLIND_SHARE = 0.8  # of the time for iterative pictures; the Wiener inverse, which needs few steps, gets the rest
+BLIND_SHARE = 0.9  # of the time for iterative pictures; the Wiener inverse, which needs few steps, gets the rest
 
 
 def explain(
@@ -53,7 +53,6 @@ def explain(
     with frozen(image) as session:
         guesses, target = _guesses(encoder, session, target)
         dead = {s.number: session.dead(s.number) for s in encoder.stages}  # a stage without features is found out here
-        seconds = min(SECONDS[quality], RUNS[quality] * _run_seconds(encoder, image))
         spectrum = []
         for stage in encoder.stages:
             drawn: dict[str, Picture] = {}
@@ -64,7 +63,7 @@ def explain(
                         if name == "cascade":
                             found = session.stage(stage.number)
                         else:
-                            found = _iterative(encoder, image, stage, name, seconds, seed)
+                            found = _iterative(encoder, image, stage, name, SECONDS[quality], seed)
                         drawn[name] = _compared(found, image)
                     except PullbackError as error:
                         skipped[name] = str(error)
@@ -131,16 +130,6 @@ class _Clock:
         begun = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - begun
-
-
-def _run_seconds(encoder: Encoder, image: Tensor) -> float:
-    """Of one run of the network on the image; the best of two, since the first may pay for what is made once."""
-    found = []
-    for _ in range(2):
-        begun = time.perf_counter()
-        encoder.logits(image).sum().item()  # waits for an accelerator
-        found.append(time.perf_counter() - begun)
-    return min(found)
 
 
 def _iterative(encoder: Encoder, image: Tensor, stage: Stage, method: str, seconds: float, seed: int) -> Picture:
