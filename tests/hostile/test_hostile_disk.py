@@ -192,7 +192,12 @@ def command(*arguments: str) -> list[str]:
 def test_a_real_interrupt(tmp_path: Path) -> None:
     for n in range(40):
         saved(f"in/{n}.png", picture(seed=n))
-    running = subprocess.Popen(command("in"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell that starts a job in the background has it ignore Ctrl-C, and children inherit that.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        running = subprocess.Popen(command("in"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, heard)
     assert running.stderr is not None
     told = []
     for line in running.stderr:
@@ -201,7 +206,7 @@ def test_a_real_interrupt(tmp_path: Path) -> None:
             running.send_signal(signal.SIGINT)
             break
     out, rest = running.communicate(timeout=60)
-    assert (running.returncode, out) == (130, "")
+    assert (running.returncode, out) == (130, ""), "".join(told) + rest
     assert "Traceback" not in "".join(told) + rest and "interrupted: what is finished stays" in rest
     assert_whole(tmp_path)
     assert {"0.json", "1.json"} <= set(outputs())
