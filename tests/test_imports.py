@@ -22,6 +22,9 @@ HEAVY = ("torch", "torchvision", "timm", "matplotlib", "scipy", "numpy")
         "from pullback.cli import main; main(['--version'])",
         "from pullback.cli import main; main(['explain', '--help'])",
         "from pullback.cli import main; main(['encoders', '--help'])",
+        "from pullback.cli import main; main(['fit', '--help'])",
+        "from pullback.cli import main; main(['study', '--help'])",
+        "from pullback.cli import main; main(['study', 'reconstruction', '--help'])",
     ],
 )
 def test_light_entrances_do_not_import_torch(program: str) -> None:

@@ -26,10 +26,13 @@ _ROOMS = {
     "Inversion": "inversion",
     "Correctors": "inversion",
     "Prior": "inversion",
+    "fit_correctors": "fitting",
     "foreground_energy": "measures",
     "channel_energies": "measures",
     "leading_share": "measures",
     "select_channels": "interference",
+    "StudyOptions": "studies",
+    "study_reconstruction": "studies",
     "PullbackError": "errors",
 }
 

@@ -15,12 +15,16 @@ import typer
 from pullback import __version__
 from pullback.cli.encoders import encoders
 from pullback.cli.explain import explain
+from pullback.cli.fit import fit
+from pullback.cli.study import study
 from pullback.errors import PullbackError
 
 # Plain help and errors: file names with brackets are then never read as markup.
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(explain)
+app.command()(fit)
 app.command()(encoders)
+app.add_typer(study, name="study")
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,161 @@
+"""Fitting correctors, equation (9): from pictures and settings to a file, resumed where it was stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pullback import __version__
+from pullback.encoders import Encoder
+from pullback.errors import OptionError, OutputError, WeightsError
+from pullback.fitting.checkpoint import State, difference
+from pullback.fitting.examples import Examples, Source, digest_of, examples_of
+from pullback.fitting.objective import correctors_of, levels_of, start_of
+from pullback.fitting.recipe import PRESETS, Recipe, recipe_of
+from pullback.fitting.standing import Standing
+from pullback.fitting.steps import Fit
+from pullback.fitting.workers import Workers
+from pullback.images import output_folder
+from pullback.inversion import Correctors
+
+
+def checkpoint_of(out: str | Path) -> Path:
+    """Where the fit that writes `out` keeps its state while it runs."""
+    return Path(out).with_name(f"{Path(out).name}.checkpoint")
+
+
+def fit_correctors(
+    encoder: Encoder,
+    images: str | Path | Iterable[Source],
+    preset: str | Recipe = "paper",
+    *,
+    mode: str | None = None,
+    loss: str | None = None,
+    steps: int | None = None,
+    batch: int | None = None,
+    channels: int | None = None,
+    rate: float | None = None,
+    held_back: int | None = None,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    told: Callable[[Standing], None] = lambda standing: None,
+) -> Correctors:
+    """Fit the correctors of an encoder's deepest stage to pictures: min over gamma, beta of `|| Xhat_L - x ||`, (9).
+
+    images: a file or a folder, or several of files, folders, Pillow images and preprocessed tensors (C, H, W). preset:
+    "paper", or a Recipe; what is given of mode .. seed replaces its fields. out: a safetensors file for the result; the state
+    stands beside it after every step, so that the same call carries on where it was stopped, and on the same machine ends
+    in the same bytes.
+    overwrite: begin anew, whatever stands there. told: hears how far the fit is, after every step.
+
+    In a process group (torchrun) the processes share the pictures of a batch, one of them writes, and the bytes are those
+    of one process alone. The card of the result has the settings, the losses and the digests of the pictures.
+
+    Cost a step: for each of `batch` pictures a forward pass, and `channels` cascades with their derivative, about three
+    cascades each. Raises OptionError (settings, too few pictures, a checkpoint or a result of other settings), ImageError,
+    EncoderError (no stages), StageError (a picture without deepest features), NumericsError (a loss that is not finite),
+    OutputError.
+    """
+    recipe = recipe_of(
+        preset,
+        mode=mode,
+        loss=loss,
+        steps=steps,
+        batch=batch,
+        channels=channels,
+        rate=rate,
+        held_back=held_back,
+        seed=seed,
+    )
+    levels, workers = levels_of(encoder), Workers.here(encoder.device)
+    path = None if out is None else Path(out)
+    with ExitStack() as stack:
+        if path is not None:
+            if path.is_dir():
+                raise OutputError(f"{path} is a folder: name a file in it for the correctors")
+            stack.enter_context(output_folder(path.parent))
+        examples = examples_of(encoder, images, recipe)
+        settings = _settings(encoder, examples, recipe)
+        kept = None if path is None or overwrite else State.load(checkpoint_of(path), settings)
+        if path is not None and kept is None and not overwrite and path.exists():
+            return _finished(path, settings)
+        state = kept or State.begin(start_of(levels))
+        workers.wait()  # nothing is written before every process has seen what stood there
+        stack.enter_context(_same_bits(state.threads))
+        fit = Fit(encoder, levels, recipe, examples, workers)
+        for state in fit.states(state, told):  # noqa: B020 - the last one is what is wanted
+            if path is not None and workers.rank == 0:
+                state.save(checkpoint_of(path), settings)
+        made = {"preset": _words(preset, recipe), "threads": state.threads, "repeated pictures": examples.repeated}
+        card = {**settings, **made, **fit.outcome(state)}
+        found = correctors_of(state.parameters, levels, torch.zeros((), dtype=_stored(encoder.dtype), device="cpu"))
+        found = replace(found, label=f"fitted on {len(examples.fitted)} pictures", card=card)
+        if path is not None and workers.rank == 0:
+            found.save(path)
+            checkpoint_of(path).unlink(missing_ok=True)
+        workers.wait()
+        return found
+
+
+def _settings(encoder: Encoder, examples: Examples, recipe: Recipe) -> dict[str, Any]:
+    """All that decides the result: two fits with the same settings are the same fit."""
+    return {
+        "encoder": encoder.name,
+        "weights": encoder.weights_digest,
+        "stages": [s.name for s in encoder.stages],
+        "preprocessing": str(encoder.preprocessing),
+        "dtype": str(encoder.dtype),
+        "device": encoder.device.type,
+        **asdict(recipe),
+        "pictures": digest_of(examples.fitted),
+        "pictures held back": digest_of(examples.held),
+        "pullback": __version__,
+        "torch": torch.__version__,
+    }
+
+
+def _finished(path: Path, settings: dict[str, Any]) -> Correctors:
+    """The correctors that stand at `path`, if they are this fit's. Raises OptionError."""
+    try:
+        found = Correctors.load(path)
+    except WeightsError as error:
+        raise OptionError(
+            f"{path} is there and holds no correctors: choose another name, or begin anew with overwrite"
+        ) from error
+    differing = difference({name: found.card.get(name) for name in settings}, settings)
+    if differing:
+        raise OptionError(
+            f"{path} holds correctors of another fit: {differing}; choose another name, or begin anew with overwrite"
+        )
+    return found
+
+
+def _words(preset: str | Recipe, recipe: Recipe) -> str:
+    """The preset's name, and what was changed of it."""
+    if isinstance(preset, Recipe):
+        return "a recipe of its own"
+    changed = [name for name, value in asdict(PRESETS[preset]).items() if getattr(recipe, name) != value]
+    return f"{preset} with other {', '.join(changed)}" if changed else preset
+
+
+def _stored(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+@contextmanager
+def _same_bits(threads: int) -> Iterator[None]:
+    """torch's threads and cuDNN's choice of algorithms for a while such that the same work gives the same bits."""
+    before = torch.get_num_threads()
+    cudnn = torch.backends.cudnn
+    torch.set_num_threads(threads)
+    try:
+        with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32):
+            yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,246 @@
+"""The study as a whole on a tiny network: every method has its rows, a killed study ends with the same tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from oracles.command import NET, SPEC, picture
+from oracles.small_nets import image, small_encoder
+from PIL import Image
+
+from pullback.errors import OptionError, StageError
+from pullback.inversion import Correctors, Inverter
+from pullback.pictures import Display
+from pullback.studies import StudyOptions, study_reconstruction
+from pullback.studies import reconstruction as room
+from pullback.studies.contenders import Budget, contenders
+from pullback.studies.controls import Guest, paste, transplant
+from pullback.studies.metrics import likeness
+from pullback.studies.trial import Bench, try_method
+
+ALL = ("additive", "fused", "frozen", "vjp", "wiener", "blind", "mahendran")
+
+
+class Silent:
+    """Progress that counts, and stops the study after so many steps."""
+
+    def __init__(self, stop: float = float("inf")) -> None:
+        self.total, self.done, self.stop = 0, 0, stop
+        self.notes: list[str] = []
+
+    def start(self, total: int, description: str) -> None:
+        self.total = total
+
+    def advance(self, n: int = 1, description: str | None = None) -> None:
+        self.done += n
+        if self.done >= self.stop:
+            raise KeyboardInterrupt
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudyOptions:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("hostile_tiny_net.py").write_text(NET, encoding="utf-8")
+    Path("in").mkdir()
+    for index in range(3):
+        picture((40, 40), seed=index).save(f"in/{index}.png")
+    return StudyOptions(
+        images=("in",),
+        out=Path("out"),
+        encoder=SPEC,
+        stages=("gate1", "gate2"),
+        preprocessing="size=32;resize=32;mean=0.5;std=0.25",
+        methods=("frozen", "vjp", "blind"),
+        steps=3,
+    )
+
+
+def figures(folder: Path) -> dict[tuple[str, str, str], str]:
+    """The CSV without what a clock or the system's memory decides."""
+    with (folder / "reconstruction.csv").open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    return {
+        (line["method"], line["stage"], line["quantity"]): line["mean"]
+        for line in lines
+        if line["quantity"] not in ("seconds", "memory")
+    }
+
+
+def test_every_method_has_its_figures_at_every_stage(options: StudyOptions) -> None:
+    progress = Silent()
+    Path("train").mkdir()
+    for index in range(3):
+        picture((40, 40), seed=100 + index).save(f"train/{index}.png")
+    path = study_reconstruction(
+        replace(options, images=("in/0.png", "in/1.png"), methods=None, train=("train",), train_seconds=0.2), progress
+    )
+    assert path == Path("out/reconstruction.md")
+    found = figures(Path("out"))
+    methods = {method for method, _, _ in found}
+    assert methods == {f"{m}-unfitted" for m in ALL[:3]} | set(ALL[3:]) | {"upconvnet"}
+    for method in methods:
+        for stage in ("1", "2"):
+            for quantity in ("SSIM", "SSIM over the best floor", "feature misfit", "transplant: correlation"):
+                assert (method, stage, quantity) in found
+            assert ((method, stage, "SSIM over random weights") in found) == (method != "upconvnet")
+            parts = [
+                float(found[method, stage, f"SSIM {p}"]) for p in ("by the features", "by the gates", "without either")
+            ]
+            assert sum(parts) == pytest.approx(float(found[method, stage, "SSIM"]), abs=1e-4)
+    for method in ("blind", "mahendran", "upconvnet"):  # these never see the gates
+        assert float(found[method, "1", "SSIM by the gates"]) == pytest.approx(0, abs=0.02)
+    assert progress.done == progress.total == 8 * 2 * 2
+    assert {p.name for p in Path("out").iterdir()} == {
+        "reconstruction.md", "reconstruction.csv", "stage-1.png", "stage-2.png", "rows", "decoders",
+    }  # fmt: skip
+    text = path.read_text(encoding="utf-8")
+    assert "LPIPS was not measured" in text and "| UpConvNet | ResNet" not in text
+    with Image.open("out/stage-1.png") as sheet:
+        assert sheet.width > 8 * 132
+
+
+def test_a_killed_study_goes_on_and_ends_with_the_same_table(options: StudyOptions) -> None:
+    study_reconstruction(options, Silent())
+    expected = figures(Path("out"))
+    killed = replace(options, out=Path("again"))
+    for stop in (1, 7, 16):
+        with pytest.raises(KeyboardInterrupt):
+            study_reconstruction(killed, Silent(stop))
+    written = {p: p.stat().st_mtime_ns for p in Path("again/rows").glob("*.json")}
+    assert len(written) == 16
+    study_reconstruction(killed, Silent())
+    assert figures(Path("again")) == expected
+    assert all(p.stat().st_mtime_ns == when for p, when in written.items())
+    assert (Path("again") / "stage-2.png").read_bytes() == (Path("out") / "stage-2.png").read_bytes()
+
+
+def test_seconds_become_steps_once_and_an_interrupt_does_not_change_them(options: StudyOptions) -> None:
+    timed = replace(options, steps=None, seconds=0.3, methods=("mahendran",), at=("1",), controls=("swap",))
+    with pytest.raises(KeyboardInterrupt):
+        study_reconstruction(timed, Silent(1))
+    study_reconstruction(timed, Silent())
+    rows = [json.loads(p.read_text(encoding="utf-8"))["values"] for p in Path("out/rows").glob("*.json")]
+    assert len(rows) == 3 and len({row["steps"] for row in rows}) == 1
+    # The method sees no gates: under another image's they draw the same, if they take the same steps.
+    assert all(row["swap ssim to image"] == pytest.approx(row["foreign ssim"], abs=1e-4) for row in rows)
+
+
+def test_other_settings_draw_anew_and_the_same_ones_do_not(
+    options: StudyOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    real: Callable[..., Any] = room.try_method
+
+    def counted(bench: Bench, contender: Any, *args: Any, **kwargs: Any) -> Any:
+        drawn.append(contender.key)
+        return real(bench, contender, *args, **kwargs)
+
+    monkeypatch.setattr(room, "try_method", counted)
+    quick = replace(options, methods=("vjp", "frozen"), at=("1",))
+    for changed, expected in (
+        (quick, 6),
+        (quick, 0),
+        (replace(quick, methods=("vjp",)), 0),
+        (replace(quick, seed=1), 6),
+        (replace(quick, controls=("swap",), seed=1), 6),
+    ):
+        drawn.clear()
+        study_reconstruction(changed, Silent())
+        assert len(drawn) == expected
+
+
+def test_figures_are_those_of_the_inverter_itself() -> None:
+    encoder, (x, donor) = small_encoder(), (image(0), image(1))
+    display = Display((0.5,) * 3, (0.25,) * 3)
+    bench = Bench(encoder, Budget(5, None), ("transplant", "swap"), None, None)
+    (contender,) = contenders(("wiener",))
+    patch = paste(x, donor, 0)
+    found = try_method(bench, contender, 2, x, Guest(donor, patch), floor=0.2)
+    with Inverter(encoder, "wiener", steps=5)(x) as session:
+        own, swapped = session.stage(2), session.from_features(encoder.features(donor, 2), 2)
+        pasted = session.from_features(encoder.features(patch.pasted, 2), 2)
+    change = transplant(pasted.tensor - own.tensor, x, patch)
+    assert found.values["transplant correlation"] == pytest.approx(change.correlation)
+    assert found.values["transplant energy"] == pytest.approx(change.energy)
+    assert change.energy > patch.area
+    assert found.values["ssim"] == pytest.approx(likeness(own.tensor, x, display, None)["ssim"])
+    assert own.null is not None
+    assert found.values["null correlation"] == pytest.approx(likeness(own.null, x, display, None)["correlation"])
+    swap = likeness(swapped.tensor, donor, display, None)
+    assert found.values["swap correlation to donor"] == pytest.approx(swap["correlation"])
+    assert "random ssim" not in found.values
+
+
+def test_a_single_picture_has_no_exchange_and_a_copy_counts_once(options: StudyOptions) -> None:
+    picture((40, 40), seed=0).save("in/copy.png")
+    study_reconstruction(replace(options, images=("in/0.png", "in/copy.png"), methods=("vjp",)), Silent())
+    text = Path("out/reconstruction.md").read_text(encoding="utf-8")
+    assert "With a single image nothing can be transplanted" in text
+    assert "- images: 1: 0.png" in text
+
+
+def test_fitted_correctors_stand_beside_the_unfitted(options: StudyOptions) -> None:
+    unfitted = Correctors.unfitted([3, 6])
+    levels = tuple(replace(c, beta=torch.full_like(c.beta, 0.5)) for c in unfitted.levels)
+    replace(unfitted, levels=levels, label="planted").save("planted.safetensors")
+    study_reconstruction(replace(options, methods=("fused",), correctors=(Path("planted.safetensors"),)), Silent())
+    found = figures(Path("out"))
+    assert {method for method, _, _ in found} == {"fused-unfitted", "fused-fitted"}
+    assert found["fused-unfitted", "2", "SSIM"] != found["fused-fitted", "2", "SSIM"]
+
+
+def test_a_method_that_fails_is_counted_and_the_others_go_on(
+    options: StudyOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real: Callable[..., Any] = room.try_method
+
+    def broken(bench: Bench, contender: Any, *args: Any, **kwargs: Any) -> Any:
+        if contender.key == "vjp":
+            raise StageError("nothing to pull back here")
+        return real(bench, contender, *args, **kwargs)
+
+    monkeypatch.setattr(room, "try_method", broken)
+    path = study_reconstruction(replace(options, methods=("frozen", "vjp"), at=("gate2",)), Silent())
+    text = path.read_text(encoding="utf-8")
+    assert "raw VJP (vanilla) (3 failed)" in text and "nothing to pull back here" in text
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"methods": ("blnd",)}, "unknown method 'blnd'; choose among additive"),
+        ({"controls": ("swop",)}, "unknown control 'swop'; choose among transplant"),
+        ({"methods": ("vjp", "vjp")}, "name each one once"),
+        ({"methods": ("upconvnet",)}, "--train FOLDER"),
+        ({"train": ("in",), "methods": ("vjp",)}, "--train FOLDER, go together"),
+        ({"methods": ("vjp",), "correctors": (Path("fitted"),)}, "correctors belong to the methods additive"),
+        ({"seconds": 2.0}, "give one of them"),
+        ({"limit": 0}, "limit=0 must be above 0"),
+        ({"train": ("in",), "methods": ("upconvnet",)}, "is to be trained on, but is 0.png of the study"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_first_picture(
+    options: StudyOptions, changed: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(OptionError, match=said):
+        study_reconstruction(replace(options, **changed), Silent())
+    assert not list(Path().glob("out/rows/*"))
+
+
+def test_limit_spreads_over_the_pictures(options: StudyOptions) -> None:
+    for index in range(3, 9):
+        picture((40, 40), seed=index).save(f"in/{index}.png")
+    study_reconstruction(replace(options, methods=("vjp",), at=("2",), limit=3), Silent())
+    rows = [json.loads(p.read_text(encoding="utf-8"))["image"] for p in Path("out/rows").glob("*.json")]
+    assert sorted(rows) == ["0.png", "3.png", "6.png"]

@@ -1,0 +1,97 @@
+"""Verdicts on planted scores, and what the tables make of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+
+from pullback.studies.results import Results
+from pullback.studies.rows import Row
+from pullback.studies.tables import page, table
+from pullback.studies.verdict import verdict
+
+COUNT = 12
+HONEST = {
+    "ssim": 0.6, "floor": 0.4, "null ssim": 0.3, "correlation": 0.9, "misfit": 0.1, "swap ssim to image": 0.2,
+    "foreign ssim": 0.2, "swap correlation to image": 0.1, "swap correlation to donor": 0.9, "transplant correlation": 0.8,
+    "transplant energy": 0.9, "transplant area": 0.09, "seconds": 2.0,
+}  # fmt: skip
+
+
+def results(spread: float = 0.01, method: str = "blind", **changed: float) -> Results:
+    """A study of one method whose figures lie around `HONEST`, every image a little different."""
+
+    def row(index: int) -> Row:
+        places = enumerate({**HONEST, **changed}.items())
+        shifted = {name: v + spread * ((index * 7 + place * 3) % COUNT / COUNT - 0.46) for place, (name, v) in places}
+        return Row(method, 1, f"{index}.jpg", shifted)
+
+    rows = [row(i) for i in range(COUNT)]
+    floors = {"mean colour": [{"ssim": 0.4}] * COUNT}
+    return Results([r.image for r in rows], {method: "the method"}, {1: "layer1"}, {(method, 1): rows}, floors, 0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "finding", "quantity"),
+    [
+        ({}, "replicated", "SSIM over the best floor"),
+        ({"ssim": 0.35}, "not replicated", "SSIM over the best floor"),
+        ({"null ssim": 0.6}, "explained by null 1", "SSIM over its null"),
+        ({"ssim": 0.4, "null ssim": 0.4}, "explained by null 1", "SSIM over its null"),
+        ({"ssim": 0.4}, "inconclusive", "SSIM over the best floor"),
+        ({"swap ssim to image": 0.6}, "explained by null 2a", "SSIM by the features"),
+        ({"swap correlation to image": 0.95}, "explained by null 2b", "swap: donor over image"),
+        ({"transplant correlation": 0.0}, "explained by null 2c", "transplant: correlation"),
+    ],
+)
+def test_the_finding_names_the_null_that_explains_it(changed: dict[str, float], finding: str, quantity: str) -> None:
+    found = verdict(results(**changed), "blind", 1)
+    assert found.finding.startswith(finding)
+    assert found.quantity == quantity
+    assert found.interval.count == COUNT
+
+
+def test_a_wide_interval_decides_nothing() -> None:
+    assert verdict(results(spread=3), "blind", 1).finding == "inconclusive"
+    assert verdict(results(spread=0.5, **{"null ssim": 0.58}), "blind", 1).finding == "inconclusive"
+
+
+def test_the_raw_vjp_is_a_null_for_others_and_not_for_itself() -> None:
+    ours, vanilla = results(), results(method="vjp")
+    both = Results(
+        ours.images, {**ours.titles, **vanilla.titles}, ours.stages, {**ours.rows, **vanilla.rows}, ours.floors, 0
+    )
+    assert verdict(both, "blind", 1).finding == "explained by null 3, the raw VJP"
+    assert verdict(both, "vjp", 1).finding == "replicated"
+
+
+def test_controls_that_were_not_run_are_passed_over_and_a_failed_method_is_inconclusive() -> None:
+    plain = {name: HONEST[name] for name in ("ssim", "floor", "null ssim")}
+    rows = [Row("blind", 1, f"{i}.jpg", {n: v + 0.001 * i for n, v in plain.items()}) for i in range(5)]
+    partly = Results([r.image for r in rows], {"blind": "blind"}, {1: "l"}, {("blind", 1): rows}, {}, 0)
+    assert verdict(partly, "blind", 1).finding == "replicated"
+    failed = [Row("blind", 1, f"{i}.jpg", {}, "no luck") for i in range(5)]
+    none = Results([r.image for r in failed], {"blind": "blind"}, {1: "l"}, {("blind", 1): failed}, {}, 0)
+    assert verdict(none, "blind", 1).finding == "inconclusive"
+    assert "blind (5 failed)" in page(none, {}, [], [])
+
+
+def test_tables_say_what_the_rows_hold() -> None:
+    found = results(spread=0)
+    text = page(found, {"encoder": "a | b"}, ["a note"], ["stage-1.png"])
+    assert "| 1 | the method | 60.0 [60.0, 60.0] | +20.0 [+20.0, +20.0] | +30.0 [+30.0, +30.0] | 0.900" in text
+    assert "| 1 | the method | 60.0 [60.0, 60.0] | +40.0 [+40.0, +40.0] | +0.0 [+0.0, +0.0] | 20.0" in text  # the split
+    assert "| 1 | the method | **replicated** | SSIM over the best floor: +0.200 [+0.200, +0.200] |" in text
+    assert "a \\| b" in text and "share of the area (0.09)" in text and "41.7" in text
+    widths = {line.count(" | ") for line in text.split("## Whose")[0].splitlines() if line.startswith("| 1 |")}
+    assert widths == {12}
+
+
+def test_csv_has_a_line_for_each_quantity_that_is_known() -> None:
+    lines = list(csv.DictReader(io.StringIO(table(results(spread=0)))))
+    by_name = {line["quantity"]: line for line in lines}
+    assert float(by_name["SSIM over the best floor"]["mean"]) == pytest.approx(0.2)
+    assert by_name["SSIM"]["images"] == str(COUNT) and by_name["SSIM"]["failed"] == "0"
+    assert "LPIPS" not in by_name
