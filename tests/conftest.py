@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
@@ -18,6 +19,11 @@ from torch import Tensor, nn
 # Reproducible everywhere, and no deadline: a busy machine is no failure.
 settings.register_profile("pullback", deadline=None, derandomize=True)
 settings.load_profile("pullback")
+
+# What the blind inverse keeps for next time goes to a folder of this run, which its workers and programs share.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="pullback-tests-")
+    os.environ["PULLBACK_CACHE"] = _cache.name
 
 # Small networks gain nothing from threads, and `make test` runs a process on each core.
 torch.set_num_threads(1)

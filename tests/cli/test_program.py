@@ -64,6 +64,7 @@ def test_defaults(recipe: Recipe, run: Run) -> None:
             correctors=None,
             device="cpu",
             quality="standard",
+            start="taught",
             seed=0,
             overwrite=False,
         )
@@ -75,7 +76,7 @@ def test_every_option_arrives(recipe: Recipe, run: Run) -> None:
         "--out": "out", "--mask": "masks", "--target": "tabby, tabby cat", "--encoder": "module:pkg.mod:factory",
         "--weights": "net.safetensors", "--classes": "names.txt", "--preprocessing": "mean=0.5;std=0.5",
         "--stages": "layer1, layer2", "--correctors": "fitted.safetensors", "--device": "cuda:1", "--quality": "high",
-        "--seed": "7",
+        "--start": "mean", "--seed": "7",
     }  # fmt: skip
     words = [word for pair in options.items() for word in pair]
     assert run("explain", "a.jpg", "folder", "http://x/y.jpg", *words, "--overwrite").status == 0
@@ -93,6 +94,7 @@ def test_every_option_arrives(recipe: Recipe, run: Run) -> None:
             correctors=Path("fitted.safetensors"),
             device="cuda:1",
             quality="high",
+            start="mean",
             seed=7,
             overwrite=True,
         )

@@ -328,11 +328,25 @@ def test_numbers_of_other_libraries_are_numbers(prior: Prior, net: nn.Sequential
     assert check_budget(None, np.float32(2.5)) is None
 
 
-def test_recipes_ask_more_of_the_prior_with_depth() -> None:
-    recipes = [recipe_for(stride) for stride in (2, 4, 8, 16, 32, 64)]
-    assert recipes[0] == recipes[1] and recipes[3] == recipes[4] == recipes[5]
+@pytest.mark.parametrize(("taught", "kinds"), [(False, 3), (True, 4)])
+def test_recipes_ask_more_of_the_prior_with_depth(taught: bool, kinds: int) -> None:
+    recipes = [recipe_for(stride, taught=taught) for stride in (2, 4, 8, 16, 32, 64)]
+    assert recipes[0] == recipes[1] and recipes[4] == recipes[5]
     assert [r.tau for r in recipes] == sorted(r.tau for r in recipes)
-    assert len(set(recipes)) == 3
+    assert len(set(recipes)) == kinds
+
+
+@pytest.mark.usefixtures("quiet_start")
+def test_the_search_begins_at_the_start_that_it_is_given(prior: Prior, net: nn.Sequential) -> None:
+    """The first misfit is the start's own, and with a penalty beyond all features the picture stays there."""
+    x = samples(prior, 2)
+    target, start = features_of(net, x), x + 0.1 * samples(prior, 2, seed=1)
+    result = blind_inverse(net, target, prior, RECIPE, steps=3, start=start)
+    assert torch.allclose(result.history[0], norms(features_of(net, start) - target) / norms(target))
+    held = blind_inverse(net, target, prior, replace(RECIPE, amplitude=1e-9), steps=20, start=start)
+    assert torch.allclose(held.x, start, atol=1e-6)
+    nearer = blind_inverse(net, target, prior, RECIPE, steps=60, start=start)
+    assert (nearer.misfit < 0.5 * nearer.history[0]).all()
 
 
 def test_what_cannot_be_inverted_is_refused(prior: Prior, net: nn.Sequential) -> None:

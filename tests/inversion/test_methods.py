@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from pullback.encoders import Encoder
 from pullback.errors import OptionError
 from pullback.inversion import Inverter, Prior
 from pullback.inversion.blind import blind_inverse, recipe_for
+from pullback.inversion.inverter import STARTS
 from pullback.inversion.iterative import BOLD, CAREFUL
 from pullback.inversion.leaky import leaky_rules
+from pullback.inversion.taught import decoders
 from pullback.inversion.wiener import WienerSolver
 
 LEVELS = (1, 2, 3)
@@ -189,21 +192,26 @@ def test_blind_finds_more_of_a_shallow_stage_than_its_start(encoder: Encoder, pr
     assert misfit(picture.tensor) < 0.2 * misfit(mu)
 
 
+@pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("level", LEVELS)
-def test_the_null_of_the_blind_inverse_is_that_of_zero_features(encoder: Encoder, prior: Prior, level: int) -> None:
+def test_the_null_of_the_blind_inverse_is_that_of_zero_features(
+    encoder: Encoder, prior: Prior, level: int, start: str
+) -> None:
     x = sample(prior)
-    with Inverter(encoder, "blind", prior=prior, steps=25)(x) as inv:
+    with Inverter(encoder, "blind", prior=prior, start=start, steps=25)(x) as inv:
         picture = inv.stage(level)
         features = inv.features(level)
         other = inv.from_features(torch.ones_like(features), level)
-    zero = torch.zeros_like(features)
+    zero = torch.zeros_like(features)[None]
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
     alone = blind_inverse(
         encoder.stretch(level, rules=partial(leaky_rules, slope=picture.figures["leak"])),
-        torch.stack([zero, zero]),  # the same batch shape: the same bits
+        zero,
         prior,
-        recipe_for(2**level),
-        scale=features.norm().expand(2),
+        recipe_for(2**level, taught=start == "taught"),
+        scale=encoder.features(prior.mu(x) + prior.root(noise), level).norm()[None],
         steps=25,
+        start=decoders(encoder, prior)[level](zero, prior.size) if start == "taught" else None,
     )
     assert torch.equal(picture.null, alone.x[0])
     assert not torch.equal(picture.null, picture.tensor)
@@ -354,13 +362,19 @@ def test_without_a_last_gate_every_gate_leaks() -> None:
 
 
 @pytest.fixture
-def bold_leads_uphill(monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a planted fault draws is kept for no other test."""
+    monkeypatch.setenv("PULLBACK_CACHE", str(tmp_path))
+
+
+@pytest.fixture
+def bold_leads_uphill(own_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A planted backward pass that points uphill for leaks above 0.1."""
     real = Encoder.stretch
 
-    def stretch(self: Encoder, stage: int, *, rules: partial[object]) -> Callable[[Tensor], Tensor]:
+    def stretch(self: Encoder, stage: int, *, rules: partial[object] | None = None) -> Callable[[Tensor], Tensor]:
         run = real(self, stage, rules=rules)
-        return (lambda x: run(2 * x.detach() - x)) if rules.keywords["slope"] > 0.1 else run
+        return (lambda x: run(2 * x.detach() - x)) if rules and rules.keywords["slope"] > 0.1 else run
 
     monkeypatch.setattr(Encoder, "stretch", stretch)
 
@@ -391,19 +405,21 @@ def test_seconds_after_a_change_of_leak_are_replayed_by_steps(
     assert torch.equal(again.tensor, timed.tensor) and torch.equal(again.null, timed.null)
 
 
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.usefixtures("own_cache")
 def test_a_search_that_never_leaves_its_start_says_so(
-    encoder: Encoder, prior: Prior, monkeypatch: pytest.MonkeyPatch
+    encoder: Encoder, prior: Prior, start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Encoder.stretch
 
-    def uphill(self: Encoder, stage: int, *, rules: partial[object]) -> Callable[[Tensor], Tensor]:
+    def uphill(self: Encoder, stage: int, *, rules: partial[object] | None = None) -> Callable[[Tensor], Tensor]:
         run = real(self, stage, rules=rules)
-        return lambda x: run(2 * x.detach() - x)
+        return (lambda x: run(2 * x.detach() - x)) if rules else run
 
     monkeypatch.setattr(Encoder, "stretch", uphill)
-    notes = Inverter(encoder, "blind", prior=prior, steps=12)(sample(prior)).stage(3).notes
+    notes = Inverter(encoder, "blind", prior=prior, start=start, steps=12)(sample(prior)).stage(3).notes
     assert any("nothing of the features (steps: 12" in note for note in notes)
     assert any("null picture is no more than its start" in note for note in notes)
-    monkeypatch.undo()
-    notes = Inverter(encoder, "blind", prior=prior, steps=60)(sample(prior)).stage(3).notes
-    assert not any("nothing" in note for note in notes)
+    monkeypatch.setattr(Encoder, "stretch", real)
+    notes = Inverter(encoder, "blind", prior=prior, start=start, steps=60)(sample(prior)).stage(3).notes
+    assert not any("nothing of the features" in note for note in notes)

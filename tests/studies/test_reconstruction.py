@@ -25,7 +25,7 @@ from pullback.studies.controls import Guest, paste, transplant
 from pullback.studies.metrics import likeness
 from pullback.studies.trial import Bench, try_method
 
-ALL = ("additive", "fused", "frozen", "vjp", "wiener", "blind", "mahendran")
+ALL = ("additive", "fused", "frozen", "vjp", "wiener", "blind", "blind-mean", "decoder", "mahendran")
 
 
 class Silent:
@@ -98,9 +98,9 @@ def test_every_method_has_its_figures_at_every_stage(options: StudyOptions) -> N
                 float(found[method, stage, f"SSIM {p}"]) for p in ("by the features", "by the gates", "without either")
             ]
             assert sum(parts) == pytest.approx(float(found[method, stage, "SSIM"]), abs=1e-4)
-    for method in ("blind", "mahendran", "upconvnet"):  # these never see the gates
+    for method in ("blind", "blind-mean", "decoder", "mahendran", "upconvnet"):  # these never see the gates
         assert float(found[method, "1", "SSIM by the gates"]) == pytest.approx(0, abs=0.02)
-    assert progress.done == progress.total == 8 * 2 * 2
+    assert progress.done == progress.total == 10 * 2 * 2
     assert {p.name for p in Path("out").iterdir()} == {
         "reconstruction.md", "reconstruction.csv", "stage-1.png", "stage-2.png", "rows", "decoders",
     }  # fmt: skip

@@ -12,6 +12,13 @@ import typer
 from pullback.cli.options import Classes, Preprocessing, Spec, Stages, Weights, stage_names
 
 
+class Start(StrEnum):
+    """Where the blind inverse begins."""
+
+    TAUGHT = "taught"
+    MEAN = "mean"
+
+
 class Quality(StrEnum):
     """How much time the iterative inverses may take."""
 
@@ -42,6 +49,10 @@ def explain(
     ] = None,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
     quality: Annotated[Quality, typer.Option(help="Time for the iterative inverses.")] = Quality.STANDARD,
+    start: Annotated[
+        Start,
+        typer.Option(help="Where the blind inverse begins: at what synthetic pictures taught, or the mean colour."),
+    ] = Start.TAUGHT,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything that is drawn at random.")] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Make reports anew; default: an interrupted folder carries on.")
@@ -68,6 +79,7 @@ def explain(
         correctors=correctors,
         device=device,
         quality=quality.value,
+        start=start.value,
         seed=seed,
         overwrite=overwrite,
     )

@@ -370,12 +370,15 @@ class Encoder:
         return out if x.ndim == 4 else out[0]
 
     def levels(self, x: Tensor) -> list[Tensor]:
-        """F_0 (the image itself) to F_L of one preprocessed image (C, H, W), from one forward pass; no leading axis."""
+        """F_0 (the image itself) to F_L of one preprocessed image (C, H, W), or of a batch (B, C, H, W), from one forward pass."""
         x = self._as_input(x)
+        batch = x if x.ndim == 4 else x[None]
         with plain_autograd(self.device), torch.no_grad():
-            tape = self.tape(x[None])
-            found = tape.replay(x[None], [b.point for b in self._boundaries(tape)])
-        return [x, *(f[0] for f in found)]
+            parts = batch.split(1) if self.data_dependent else (batch,)  # one image must not choose another's path
+            tapes = [self.tape(p) for p in parts]
+            found = [t.replay(p, [b.point for b in self._boundaries(t)]) for t, p in zip(tapes, parts, strict=True)]
+            levels = [torch.cat(stage) for stage in zip(*found, strict=True)]
+        return [x, *(f if x.ndim == 4 else f[0] for f in levels)]
 
     def logits(self, x: Tensor) -> Tensor:
         """Class scores (K,) of one preprocessed image, or (B, K) of a batch."""

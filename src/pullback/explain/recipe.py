@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import torch
@@ -24,7 +24,7 @@ from pullback.report import ChannelEntry, Explanation, Foreground, Guess, StageR
 CHANNELS = 6  # drawn one by one with normalisers of their own (additive); everything else shares one frozen pass
 GUESSES = 5
 MEMORY = "1GB"
-BLIND_SHARE = 0.9  # of the time for iterative pictures; the Wiener inverse, which needs few steps, gets the rest
+BLIND_SHARE = 0.8  # of the time for iterative pictures; the Wiener inverse, which needs few steps, gets the rest
 
 
 def explain(
@@ -39,6 +39,7 @@ def explain(
     mask: Tensor | None = None,
     correctors: Correctors | None = None,
     quality: str = "standard",
+    start: str = "taught",
     seed: int = 0,
     notes: tuple[str, ...] = (),
     told: Callable[[str], None] = lambda part: None,
@@ -48,6 +49,12 @@ def explain(
     `told` hears the name of each part before it begins (`parts` lists them). Raises what the methods raise.
     """
     clock = _Clock(told)
+    with (
+        clock.part("start of the blind inverse (kept for next time)"),
+        suppress(PullbackError),
+    ):  # told where it is drawn
+        if start == "taught":
+            Inverter(encoder, "decoder")(image).stage(1)
     frozen = Inverter(encoder, "cascade", "frozen", correctors=correctors, memory=MEMORY, seed=seed)
     additive = Inverter(encoder, "cascade", "additive", correctors=correctors, memory=MEMORY, seed=seed)
     with frozen(image) as session:
@@ -63,7 +70,7 @@ def explain(
                         if name == "cascade":
                             found = session.stage(stage.number)
                         else:
-                            found = _iterative(encoder, image, stage, name, SECONDS[quality], seed)
+                            found = _iterative(encoder, image, stage, name, SECONDS[quality], start, seed)
                         drawn[name] = _compared(found, image)
                     except PullbackError as error:
                         skipped[name] = str(error)
@@ -100,7 +107,7 @@ def explain(
                 "device": str(encoder.device), "threads": torch.get_num_threads(), "encoder": encoder.name,
                 "weights (SHA-256)": encoder.weights_digest, "preprocessing": str(encoder.preprocessing.source),
                 "head": encoder.head.kind, "correctors": frozen.correctors.label,
-                "correctors (SHA-256)": frozen.correctors.digest, "quality": quality, "seed": seed,
+                "correctors (SHA-256)": frozen.correctors.digest, "quality": quality, "start": start, "seed": seed,
             },
             seconds=clock.seconds,
         )  # fmt: skip
@@ -114,7 +121,7 @@ def _named(encoder: Encoder) -> str:
 
 def parts(encoder: Encoder) -> int:
     """How many parts `explain` tells of."""
-    return 3 * encoder.depth + 2
+    return 3 * encoder.depth + 3
 
 
 class _Clock:
@@ -132,11 +139,14 @@ class _Clock:
         self.seconds[name] = time.perf_counter() - begun
 
 
-def _iterative(encoder: Encoder, image: Tensor, stage: Stage, method: str, seconds: float, seed: int) -> Picture:
+def _iterative(
+    encoder: Encoder, image: Tensor, stage: Stage, method: str, seconds: float, start: str, seed: int
+) -> Picture:
     """A blind or Wiener picture within its share of `seconds`; deeper stages cost more, so they get more."""
     rank = (stage.number + 1) / sum(s.number + 1 for s in encoder.stages)
     share = rank * (BLIND_SHARE if method == "blind" else 1 - BLIND_SHARE)
-    with Inverter(encoder, method, seconds=share * seconds, memory=MEMORY, seed=seed)(image) as session:
+    budget = share * seconds
+    with Inverter(encoder, method, start=start, seconds=budget, memory=MEMORY, seed=seed)(image) as session:
         return session.stage(stage.number)
 
 

@@ -161,8 +161,12 @@ def _one(
         return _entry(job, shown, kept)
     notes = (*loaded.notes, *encoder.preprocessing.notes(loaded.image), *(mask.notes if mask else ()))
 
+    begun = 0
+
     def told(part: str) -> None:
-        progress.advance(0 if part.endswith("stage 1: blind") else 1, f"{job.stem}, {part}")
+        nonlocal begun
+        progress.advance(min(begun, 1), f"{job.stem}, {part}")
+        begun += 1
 
     explanation = explain(
         encoder,
@@ -175,6 +179,7 @@ def _one(
         mask=None if mask is None else encoder.preprocessing.mask(mask.values),
         correctors=correctors,
         quality=options.quality,
+        start=options.start,
         seed=options.seed,
         notes=notes,
         told=told,
@@ -207,7 +212,7 @@ def _fingerprint(
     said = (
         __version__, loaded.digest, None if mask is None else hashlib.sha256(mask.values.tobytes()).hexdigest(), encoder.name,
         encoder.weights_digest, encoder.classes, repr(encoder.preprocessing), [s.name for s in encoder.stages], options.target,
-        None if correctors is None else correctors.digest, str(encoder.device), options.quality, options.seed,
+        None if correctors is None else correctors.digest, str(encoder.device), options.quality, options.start, options.seed,
     )  # fmt: skip
     return hashlib.sha256(repr(said).encode()).hexdigest()
 

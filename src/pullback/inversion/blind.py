@@ -1,9 +1,9 @@
 """The blind inverse (specification, 3c): the image that the features alone point to, without any gate of the original.
 
-    min over z of  || F(x) - F || / ||F||  +  tau ||z||^2,    x = mu + amplitude * R z,    R R^T = C
+    min over z of  || F(x) - F || / ||F||  +  tau ||z||^2,    x = m + amplitude * R z,    R R^T = C
 
 from z near 0 with Adam and a cosine schedule: Mahendran & Vedaldi (2015) in the prior's whitened coordinates, where smooth changes
-of the picture are as easy to reach as fine ones.
+of the picture are as easy to reach as fine ones. The start m is the mean colour, or what a decoder draws from F (`taught.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from pullback.inversion.prior import Prior
 
 Map = Callable[[Tensor], Tensor]
 
-RATE = 0.1
 BETAS = (0.9, 0.99)
 START = (
     1e-3  # of a standard deviation of the prior: at mu itself a network without biases has every gate shut, for ever
@@ -34,20 +33,24 @@ LADDER = (10, 15, 25, 40, 60, 100, 150, 250, 400)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one stage is inverted: spectrum of the prior (power, f0), step length in its units (amplitude), and tau."""
+    """How one stage is inverted: spectrum of the prior (power, f0), its scale (amplitude), tau, and Adam's rate at the start."""
 
     power: float
     f0: float
     amplitude: float
     tau: float
+    rate: float = 0.1
 
 
-def recipe_for(stride: float) -> Recipe:
-    """The recipe for a stage whose cells are about `stride` pixels apart.
+def recipe_for(stride: float, *, taught: bool = False) -> Recipe:
+    """The recipe for a stage whose cells are about `stride` pixels apart, from the mean colour or from a taught start.
 
-    Tuned on a few photographs at 160 px through ResNet-18, SqueezeNet 1.1, MobileNetV2 and the embedded encoder. Deeper stages
-    determine less, so they want a smoother prior and more weight on it.
+    Tuned on a few photographs at 160 px (docs/blind.md). Deeper stages determine less, so they want more weight on the prior.
+    What a taught start leaves out of synthetic pictures has a spectrum of power 2.6 above f0 2.7, and half of their contrast.
     """
+    if taught:
+        octaves = min(max(round(math.log2(stride / 4)), 0), 3)
+        return Recipe(power=2.6, f0=2.7, amplitude=0.5, tau=(3e-6, 1e-5, 3e-5, 1e-4)[octaves], rate=0.05)
     if stride < 5.7:
         return Recipe(power=2.5, f0=1.0, amplitude=1.0, tau=1e-5)
     if stride < 11.3:
@@ -93,13 +96,15 @@ def blind_inverse(
     seconds: float | None = None,
     scale: Tensor | None = None,
     seed: int = 0,
+    start: Tensor | None = None,
     retreat: Map | None = None,
 ) -> BlindResult:
     """Images whose features come close to target (B, *out), each found independently of its neighbours.
 
     features maps (B, c, H, W) to (B, *out), differentiably and item by item; mean, colour and size of the prior are used with the
     spectrum of the recipe. scale (B,) divides the misfit of each item and defaults to `||F||`; zero features, the null
-    picture, need the scale of the features they stand beside. A step costs one forward and one backward pass.
+    picture, need the scale of the features they stand beside. start: m, images (B, c, H, W), the prior's mean colour by default.
+    A step costs one forward and one backward pass.
 
     retreat computes the same features with safer gradients. A search that has brought the first item no nearer in `TRIAL`
     steps is given up for one with the retreat, of the same number of steps. One of no more than `TRIAL` steps goes to its end
@@ -119,7 +124,7 @@ def blind_inverse(
     prior = replace(prior, power=recipe.power, f0=recipe.f0)
 
     def picture(z: Tensor) -> Tensor:
-        return prior.mu(z) + recipe.amplitude * prior.root(z)
+        return (prior.mu(z) if start is None else start) + recipe.amplitude * prior.root(z)
 
     def misfits(z: Tensor, run: Map) -> Tensor:
         return _norms(run(picture(z)) - target) / scale
@@ -133,10 +138,10 @@ def blind_inverse(
 
     def search(steps: int, run: Map, patient: bool) -> _Search:
         z = origin.clone().requires_grad_()
-        optimiser = torch.optim.Adam([z], lr=RATE, betas=BETAS)
+        optimiser = torch.optim.Adam([z], lr=recipe.rate, betas=BETAS)
         best, least, history = origin, torch.full_like(scale, torch.inf), []
         for step in range(steps):
-            optimiser.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
+            optimiser.param_groups[0]["lr"] = recipe.rate * (1 + math.cos(math.pi * step / steps)) / 2
             z.grad, misfit = gradient(z, run)
             history.append(misfit)
             best, least = _nearer(z, misfit, best, least)
@@ -151,8 +156,8 @@ def blind_inverse(
         lost = steps <= TRIAL and _lost(history[0], misfit)
         return _Search(best, least, torch.stack(history), lost)
 
-    start = time.perf_counter()
-    deadline = math.inf if seconds is None else start + LATE * seconds
+    begun = time.perf_counter()
+    deadline = math.inf if seconds is None else begun + LATE * seconds
     size = (prior.mean.numel(), *prior.size)
     noise = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float32, device="cpu")
     origin = (START * noise).to(target).expand(len(target), -1, -1, -1).clone()
@@ -162,7 +167,7 @@ def blind_inverse(
         steps = _affordable(lambda: gradient(trial, features), seconds)
     found, retreated = search(steps, features, patient=retreat is None), False
     if found.lost and retreat is not None:
-        deadline += time.perf_counter() - start  # what the trial took, so that the steps planned can all be taken
+        deadline += time.perf_counter() - begun  # what the trial took, so that the steps planned can all be taken
         second = search(steps, retreat, patient=True)
         retreated = len(found.history) < steps or bool(second.misfit[0] < found.misfit[0])
         found = second if retreated else found
@@ -172,7 +177,7 @@ def blind_inverse(
         )
     with torch.no_grad():
         x = picture(found.z)
-    return BlindResult(x, found.misfit, found.history, steps, time.perf_counter() - start, retreated)
+    return BlindResult(x, found.misfit, found.history, steps, time.perf_counter() - begun, retreated)
 
 
 def _nearer(z: Tensor, misfit: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,26 +13,30 @@ from pullback.encoders import Encoder
 from pullback.errors import OptionError
 from pullback.inversion.budget import check_budget
 from pullback.inversion.correctors import Correctors
-from pullback.inversion.iterative import BlindMethod, WienerMethod
+from pullback.inversion.iterative import BlindMethod, DecoderMethod, WienerMethod
 from pullback.inversion.methods import CascadeMethod, Method, VjpMethod
 from pullback.inversion.opened import Opened
 from pullback.inversion.prior import Prior
 from pullback.inversion.session import Inversion
 
-METHODS = ("cascade", "wiener", "blind", "vjp")
+METHODS = ("cascade", "wiener", "blind", "decoder", "vjp")
 MODES = ("additive", "fused", "frozen")
+STARTS = ("taught", "mean")
 
 
 class Inverter:
     """Draws what an encoder keeps of an image.
 
-    method: "cascade" (corrected adjoint), "wiener" (signal space), "blind" (features alone) or "vjp" (raw pull-back).
+    method: "cascade" (corrected adjoint), "wiener" (signal space), "blind" (features alone), "decoder" (an instant draft of
+    the blind inverse) or "vjp" (raw pull-back).
     mode (cascade): "additive" (8), "fused" or "frozen" (spec section 3). correctors: None for gamma 1, beta 0, captioned
     "unfitted"; `correctors.bias_free()` switches the biases off. prior: image prior of the Wiener and blind inverses, default
-    `Prior.natural` of the encoder's preprocessing. ridge: the Wiener inverse's noise, lambda. steps or seconds: budget of the
-    iterative inverses, for each picture; `steps` gives the same bits every time. chunk, memory: see `pullback.Jacobian`.
-    seed: of what they draw at random, 0 to 2**63 - 1. Raises OptionError for an unknown method or mode, or a number that does
-    not fit, EncoderError for a network without spatial stages.
+    `Prior.natural` of the encoder's preprocessing. ridge: the Wiener inverse's noise, lambda. start (blind): "taught", what a
+    decoder draws from the features, fitted once for each encoder and size of image on synthetic pictures and kept in the
+    user's cache folder, or "mean", the mean colour. steps or seconds: budget of the iterative inverses, for each picture;
+    `steps` gives the same bits every time. chunk, memory: see `pullback.Jacobian`. seed: of what they draw at random, 0 to
+    2**63 - 1. Raises OptionError for an unknown method, mode or start, or a number that does not fit, EncoderError for a
+    network without spatial stages.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Inverter:
         correctors: Correctors | None = None,
         prior: Prior | None = None,
         ridge: float = 1e-2,
+        start: str = "taught",
         steps: int | None = None,
         seconds: float | None = None,
         chunk: int | None = None,
@@ -60,8 +65,9 @@ class Inverter:
             )
         if method not in METHODS:
             raise OptionError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
-        if mode not in MODES:
-            raise OptionError(f"unknown mode {mode!r}; choose one of {', '.join(MODES)}")
+        for name, value, offered in (("mode", mode, MODES), ("start", start, STARTS)):
+            if value not in offered:
+                raise OptionError(f"unknown {name} {value!r}; choose one of {', '.join(offered)}")
         if steps is not None or seconds is not None:
             steps = check_budget(steps, seconds)
         if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not ridge > 0:
@@ -83,6 +89,7 @@ class Inverter:
         self.correctors.check(encoder.name, [s[0] for s in shapes[:-1]])
         self.prior = prior
         self.ridge = ridge
+        self.start = start
         self.steps = steps
         self.seconds = 10.0 if steps is None and seconds is None else seconds
         self.chunk = chunk
@@ -120,6 +127,7 @@ class Inverter:
             "method": self.method,
             **(cascade if self.method == "cascade" else {}),
             **({"ridge": self.ridge} if self.method == "wiener" else {}),
+            **({"start": self.start} if self.method == "blind" else {}),
             **(iterative if self.method in ("wiener", "blind") else {}),
         }
 
@@ -135,4 +143,6 @@ class Inverter:
             raise OptionError(f"the prior is for images of {prior.size}, this one is {size}; make one for this size")
         if self.method == "wiener":
             return WienerMethod(opened, prior, self.ridge, self.steps, self.seconds, self.seed)
-        return BlindMethod(opened, prior, self.steps, self.seconds, self.seed)
+        if self.method == "decoder":
+            return DecoderMethod(opened, prior)
+        return BlindMethod(opened, prior, self.start, self.steps, self.seconds, self.seed)

@@ -1,4 +1,7 @@
-"""Ways to draw a stage at one image that solve or search step by step: the Wiener and the blind inverse (spec 3b, 3c)."""
+"""Ways to draw a stage at one image that solve or search step by step: the Wiener and the blind inverse (spec 3b, 3c).
+
+And the decoder that the blind inverse may start from, as a draft of its own.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,14 @@ from torch import Tensor
 
 from pullback.errors import OptionError
 from pullback.graph import plain_autograd
-from pullback.inversion.blind import BlindResult, blind_inverse, recipe_for
+from pullback.inversion.blind import BlindResult, Recipe, blind_inverse, recipe_for
+from pullback.inversion.kept import kept
 from pullback.inversion.leaky import leaky_rules
 from pullback.inversion.methods import Drawn, combined
 from pullback.inversion.opened import Opened
 from pullback.inversion.prior import Prior
 from pullback.inversion.seeds import channel_seeds
+from pullback.inversion.taught import VERSION, decoders, setting
 from pullback.inversion.wiener import WienerSolver
 
 # Shares of the gradient let through shut gates in the blind inverse's backward pass. In a deep chain of gates without shortcuts
@@ -107,54 +112,79 @@ class WienerMethod:
 class BlindMethod:
     """The blind inverse (spec 3c): features only, no gate of the image. Null: the blind inverse of zero features.
 
-    Of `prior` the mean, the colours and the size count; the spectrum is that of the stage's recipe.
+    Of `prior` the mean, the colours and the size count; the spectrum is that of the stage's recipe. start: "taught", what the
+    stage's decoder draws from the features, or "mean", the mean colour.
     """
 
     opened: Opened
     prior: Prior
+    start: str
     steps: int | None
     seconds: float | None
     seed: int
 
-    mode = "blind"
     called = "drawn from the features alone"
-    caption = "an image whose features match, searched from the mean colour under a natural-image prior"
     natural = True
     confined = False
+
+    def __post_init__(self) -> None:
+        taught = self.start == "taught"
+        self.mode = "blind" if taught else "blind, from the mean colour"
+        begun = "what a decoder taught on synthetic pictures draws from them" if taught else "the mean colour"
+        self.caption = f"an image whose features match, searched from {begun} under a natural-image prior"
 
     def whole(self, level: int, features: Tensor | None = None) -> Drawn:
         self.opened.measure(level)  # an image without features has nothing to be searched for
         target = self.opened.levels[level] if features is None else features
-        nothing = torch.zeros_like(target)
         scale = target.norm() if bool(target.any()) else self.opened.levels[level].norm()
-        # The numbers in the image may choose the path through the network: then own and null must not share a run.
-        batches = [[target], [nothing]] if self.opened.encoder.data_dependent else [[target, nothing]]
-        seconds = None if self.seconds is None else self.seconds / len(batches)
-        first = self._search(level, torch.stack(batches[0]), scale, self.steps, seconds, BOLD, CAREFUL)
-        leak = CAREFUL if first.retreated else BOLD
-        found = [first, *(self._search(level, torch.stack(b), scale, first.steps, None, leak) for b in batches[1:])]
-        own, null = torch.cat([f.x for f in found])
-        misfit, null_misfit = torch.cat([f.misfit for f in found]).tolist()
-        start, null_start = torch.cat([f.history[0] for f in found]).tolist()
-        planned, taken = first.steps, len(first.history)
+        found = self._search(level, target, scale, self.steps, self.seconds, BOLD, CAREFUL)
+        leak = CAREFUL if found.retreated else BOLD
+        null = self._null(level, found.steps, leak)
+        misfit, start = float(found.misfit[0]), float(found.history[0, 0])
+        null_misfit = float(null["norm"].to(scale) / scale)
+        planned, taken = found.steps, len(found.history)
         notes = []
         if misfit >= min(start, 1):
             notes.append(
-                f"the search met nothing of the features (steps: {taken}; misfit: {misfit:.2f}, that of its start, the mean "
-                f"colour, {start:.2f}, that of no features at all 1): this picture does not show them; more steps may"
+                f"the search met nothing of the features (steps: {taken}; misfit: {misfit:.2f}, that of its start {start:.2f}, "
+                "that of no features at all 1): this picture does not show them; more steps may"
             )
         elif misfit > 0.5:
             notes.append(
                 f"the search met only a part of the features (misfit {misfit:.2f}): not an inverse of this stage"
             )
-        if null_misfit >= null_start:
+        if null["norm"] >= null["start"]:
             notes.append("the null picture is no more than its start: nothing came nearer to zero features")
         if taken < planned:
             notes.append(
                 f"the machine slowed down: the search ended after {taken} of {planned} steps; steps={planned} gives them all"
             )
         figures = {"steps": taken, "feature misfit": misfit, "null: feature misfit": null_misfit, "leak": leak}
-        return Drawn(own, null, figures, tuple(notes))
+        return Drawn(found.x[0], null["picture"].to(found.x), figures, tuple(notes))
+
+    def _null(self, level: int, steps: int, leak: float) -> dict[str, Tensor]:
+        """The search for zero features: its picture, and the norms of the features there and at its start.
+
+        It knows nothing of the image, so it is made once for a network and a number of steps. What the features of an image
+        are for the scale of its misfit, those of a sample of the prior are here.
+        """
+        encoder, image = self.opened.encoder, self.opened.image
+        recipe = self._recipe(level)
+
+        def make() -> dict[str, Tensor]:
+            source = torch.Generator().manual_seed(self.seed)
+            noise = torch.randn(image.shape, generator=source, dtype=torch.float32, device="cpu")
+            sample = self.prior.mu(image) + self.prior.root(noise.to(image))
+            scale = encoder.features(sample, level).norm()
+            found = self._search(level, torch.zeros_like(self.opened.levels[level]), scale, steps, None, leak)
+            return {"picture": found.x[0], "norm": found.misfit[0] * scale, "start": found.history[0, 0] * scale}
+
+        made_by = setting(encoder, self.prior), (self.prior.power, self.prior.f0), str(encoder.device)
+        return kept(("null", VERSION, *made_by, self.start, level, recipe, steps, leak, self.seed), make)
+
+    def _recipe(self, level: int) -> Recipe:
+        stride = self.opened.image.shape[-2] / self.opened.levels[level].shape[-2]
+        return recipe_for(stride, taught=self.start == "taught")
 
     def _search(
         self,
@@ -166,23 +196,58 @@ class BlindMethod:
         leak: float,
         retreat: float | None = None,
     ) -> BlindResult:
-        encoder = self.opened.encoder
+        """The blind inverse of one target (C, H, W), without neighbours."""
+        encoder, batch = self.opened.encoder, target[None]
 
         def leaking(slope: float) -> Callable[[Tensor], Tensor]:
             return encoder.stretch(level, rules=partial(leaky_rules, slope=slope))
 
+        taught = self.start == "taught"
+        start = decoders(encoder, self.prior)[level](batch, self.prior.size) if taught else None
         with plain_autograd(encoder.device):
             return blind_inverse(
                 leaking(leak),
-                target,
+                batch,
                 self.prior,
-                recipe_for(self.opened.image.shape[-2] / target.shape[-2]),
-                scale=scale.expand(len(target)),
+                self._recipe(level),
+                scale=scale[None],
                 steps=steps,
                 seconds=seconds,
                 seed=self.seed,
+                start=start,
                 retreat=None if retreat is None else leaking(retreat),
             )
+
+    def channels(self, level: int, channels: Tensor) -> Drawn:
+        raise _whole_stages_only("channels")
+
+    def directions(self, level: int, omega: Tensor) -> Drawn:
+        raise _whole_stages_only("class directions")
+
+    def seeded(self, seed: Tensor, level: int) -> Drawn:
+        raise _whole_stages_only("single seeds (read-outs, certificates)")
+
+
+@dataclass
+class DecoderMethod:
+    """The start of the blind inverse alone: one matrix product, an instant draft. Null: what it draws from zero features."""
+
+    opened: Opened
+    prior: Prior
+
+    mode = "decoder"
+    called = "drawn from the features alone"
+    caption = (
+        "what a linear decoder, taught on synthetic pictures, draws from the features: a draft of the blind inverse"
+    )
+    natural = True
+    confined = False
+
+    def whole(self, level: int, features: Tensor | None = None) -> Drawn:
+        target = self.opened.levels[level] if features is None else features
+        decoder = decoders(self.opened.encoder, self.prior)[level]
+        own, null = decoder(torch.stack([target, torch.zeros_like(target)]), self.prior.size)
+        return Drawn(own, null, {"ridge": decoder.ridge, "error on synthetic pictures": decoder.error})
 
     def channels(self, level: int, channels: Tensor) -> Drawn:
         raise _whole_stages_only("channels")

@@ -14,6 +14,13 @@ from pullback.studies.options import METHODS
 from pullback.studies.sessions import Opener
 from pullback.studies.upconvnet import Decoder, upconvnet
 
+_TITLES = {
+    "vjp": "raw VJP (vanilla)",
+    "wiener": "Wiener",
+    "blind": "blind",
+    "blind-mean": "blind, from the mean colour",
+    "decoder": "decoder",
+}
 MEMORY = "1GB"  # of cotangents held, so that a free machine and a busy one give the same chunks
 
 
@@ -67,8 +74,7 @@ def contenders(
         elif method == "upconvnet":
             found.append(_upconvnet(dict(decoders or {}), dict(training or {}), seed))
         else:
-            title = {"vjp": "raw VJP (vanilla)", "wiener": "Wiener", "blind": "blind"}[method]
-            found.append(Contender(method, title, _inverter(method, seed), ""))
+            found.append(Contender(method, _TITLES[method], _inverter(method, seed), ""))
     return found
 
 
@@ -80,9 +86,13 @@ def _cascade(mode: str, correctors: Correctors | None, said: str, seed: int) -> 
     return Contender(key, f"cascade {mode}, {said}", start, "" if correctors is None else correctors.digest)
 
 
-def _inverter(method: str, seed: int) -> Callable[[Encoder, Budget], Opener]:
+def _inverter(key: str, seed: int) -> Callable[[Encoder, Budget], Opener]:
+    method, _, mean = key.partition("-")
+    begun = "mean" if mean else "taught"
+
     def start(encoder: Encoder, budget: Budget) -> Opener:
-        return Inverter(encoder, method, steps=budget.steps, seconds=budget.seconds, memory=MEMORY, seed=seed)
+        steps, seconds = budget.steps, budget.seconds
+        return Inverter(encoder, method, start=begun, steps=steps, seconds=seconds, memory=MEMORY, seed=seed)
 
     return start
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-METHODS = ("additive", "fused", "frozen", "vjp", "wiener", "blind", "mahendran", "upconvnet")
+METHODS = (
+    "additive", "fused", "frozen", "vjp", "wiener", "blind", "blind-mean", "decoder", "mahendran", "upconvnet",
+)  # fmt: skip
 CONTROLS = ("transplant", "swap", "random")
 
 
@@ -13,7 +15,8 @@ CONTROLS = ("transplant", "swap", "random")
 class StudyOptions:
     """The options of `pullback study reconstruction`; images, encoder and device as in `pullback explain`.
 
-    methods: of METHODS, None for all that can run (`upconvnet` needs `train`). at: stages to draw, by number or name, None for
+    methods: of METHODS, None for all that can run (`upconvnet` needs `train`); "blind-mean" is the blind inverse from the mean
+    colour, "decoder" its taught start alone. at: stages to draw, by number or name, None for
     all. controls: of CONTROLS. seconds or steps: of each iterative inverse, for one picture and its null; seconds become
     steps at the first picture, and all others take as many, while `steps` gives the same bits every time. limit: so many
     pictures, spread evenly over those given. correctors: files of fitted ones; empty for those that come with the encoder, if

@@ -1,0 +1,85 @@
+"""What is kept for next time: made once, read back bit for bit, and never an obstacle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pullback.inversion import kept as room
+from pullback.inversion.kept import kept
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PULLBACK_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Maker:
+    """Makes other numbers each time, and counts."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def __call__(self) -> dict[str, Tensor]:
+        self.made += 1
+        return {"a": torch.full((2, 3), 0.1 + self.made, dtype=torch.float64), "b": torch.tensor(float(self.made))}
+
+
+@pytest.fixture
+def forget(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    return lambda: monkeypatch.setattr(room, "_memory", type(room._memory)())
+
+
+def test_made_once_and_read_back_bit_for_bit(forget: Callable[[], None], cache: Path) -> None:
+    make = Maker()
+    first = kept(("x", 1), make)
+    assert kept(("x", 1), make) is first and make.made == 1
+    assert len(list(cache.iterdir())) == 1
+    forget()
+    again = kept(("x", 1), make)
+    assert make.made == 1 and again is not first
+    assert all(torch.equal(first[n], again[n]) and first[n].dtype == again[n].dtype for n in first)
+    kept(("x", 2), make)
+    assert make.made == 2
+
+
+@pytest.mark.parametrize("fault", ["half", "empty", "nan", "folder"])
+def test_a_file_that_is_not_whole_is_made_again(forget: Callable[[], None], cache: Path, fault: str) -> None:
+    make = Maker()
+    kept("x", make)
+    (file,) = cache.iterdir()
+    forget()
+    if fault == "nan":
+        broken = Maker()
+        broken.made = torch.nan
+        file.unlink()
+        kept("x", broken)
+        forget()
+    elif fault == "folder":
+        file.unlink()
+        file.mkdir()
+    else:
+        file.write_bytes(file.read_bytes()[:60] if fault == "half" else b"")
+    assert kept("x", make)["b"] == 2
+
+
+def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PULLBACK_CACHE", str(tmp_path / "file"))
+    make = Maker()
+    assert kept("y", make)["b"] == 1
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_memory_holds_the_latest_few(forget: Callable[[], None], cache: Path) -> None:
+    forget()
+    make = Maker()
+    for n in range(room._IN_MEMORY + 3):
+        kept(n, make)
+    assert len(room._memory) == room._IN_MEMORY
+    assert len(list(cache.iterdir())) == room._IN_MEMORY + 3
