@@ -138,9 +138,10 @@ class _Sums:
 def _solve(fitted: _Sums, held: _Sums, cell: int) -> Decoder:
     """The weights of the ridge that has the least error on what was held back."""
     assert fitted.gram is not None and fitted.mixed is not None and held.gram is not None and held.mixed is not None
-    gram, mixed = fitted.gram.double(), fitted.mixed.double()
-    held_gram, held_mixed = held.gram.double(), held.mixed.double()
-    scale, eye = gram.diagonal().mean(), torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    gram, mixed, held_gram, held_mixed = (
+        sums.cpu().double() for sums in (fitted.gram, fitted.mixed, held.gram, held.mixed)
+    )
+    scale, eye = gram.diagonal().mean(), torch.eye(len(gram), dtype=gram.dtype, device="cpu")
     best: tuple[float, float, Tensor] | None = None
     for ridge in RIDGES:
         weight = torch.cholesky_solve(mixed, torch.linalg.cholesky(gram + ridge * scale * eye))
