@@ -15,7 +15,7 @@ from torch import Tensor
 from pullback import __version__
 from pullback.encoders import Encoder, Stage
 from pullback.errors import PullbackError
-from pullback.explain.options import SECONDS
+from pullback.explain.options import SECONDS, STEPS
 from pullback.inversion import Correctors, Inversion, Inverter
 from pullback.measures import correlation, foreground_energy
 from pullback.pictures import Certificate, ClassPicture, Picture
@@ -70,7 +70,7 @@ def explain(
                         if name == "cascade":
                             found = session.stage(stage.number)
                         else:
-                            found = _iterative(encoder, image, stage, name, SECONDS[quality], start, seed)
+                            found = _iterative(encoder, image, stage, name, quality, start, seed)
                         drawn[name] = _compared(found, image)
                     except PullbackError as error:
                         skipped[name] = str(error)
@@ -140,13 +140,14 @@ class _Clock:
 
 
 def _iterative(
-    encoder: Encoder, image: Tensor, stage: Stage, method: str, seconds: float, start: str, seed: int
+    encoder: Encoder, image: Tensor, stage: Stage, method: str, quality: str, start: str, seed: int
 ) -> Picture:
-    """A blind or Wiener picture within its share of `seconds`; deeper stages cost more, so they get more."""
-    rank = (stage.number + 1) / sum(s.number + 1 for s in encoder.stages)
-    share = rank * (BLIND_SHARE if method == "blind" else 1 - BLIND_SHARE)
-    budget = share * seconds
-    with Inverter(encoder, method, start=start, seconds=budget, memory=MEMORY, seed=seed)(image) as session:
+    """A blind or Wiener picture within its share of the quality's budget; deeper stages cost more, so they get more."""
+    rank, blind = (stage.number + 1) / sum(s.number + 1 for s in encoder.stages), method == "blind"
+    seconds = rank * SECONDS[quality] * (BLIND_SHARE if blind else 1 - BLIND_SHARE)
+    steps = STEPS[quality][0 if blind else 1]
+    inverter = Inverter(encoder, method, start=start, steps=steps, seconds=seconds, memory=MEMORY, seed=seed)
+    with inverter(image) as session:
         return session.stage(stage.number)
 
 

@@ -110,9 +110,10 @@ def blind_inverse(
     steps is given up for one with the retreat, of the same number of steps. One of no more than `TRIAL` steps goes to its end
     first, and then the nearer of the two counts.
 
-    `seconds` picks the largest number of steps of the ladder that should fit, after timing two gradients; a retreat costs
-    `TRIAL` steps more. The answer depends on that number and on `seed` alone, unless the machine slows down so much that the
-    search has to be cut off at `LATE` times its seconds. Works under `torch.no_grad` and leaves no gradients behind.
+    `seconds` picks the largest number of steps of the ladder that should fit, no more than `steps`, after timing two gradients;
+    a retreat costs `TRIAL` steps more. The answer depends on that number and on `seed` alone, unless the machine slows down so
+    much that the search has to be cut off at `LATE` times its seconds. Works under `torch.no_grad` and leaves no gradients
+    behind.
     """
     steps = check_budget(steps, seconds)
     scale = _norms(target) if scale is None else scale.to(target)
@@ -161,10 +162,10 @@ def blind_inverse(
     size = (prior.mean.numel(), *prior.size)
     noise = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float32, device="cpu")
     origin = (START * noise).to(target).expand(len(target), -1, -1, -1).clone()
-    if steps is None:
-        assert seconds is not None
+    if seconds is not None:
         trial = origin.clone().requires_grad_()
-        steps = _affordable(lambda: gradient(trial, features), seconds)
+        steps = _affordable(lambda: gradient(trial, features), seconds, steps)
+    assert steps is not None
     found, retreated = search(steps, features, patient=retreat is None), False
     if found.lost and retreat is not None:
         deadline += time.perf_counter() - begun  # what the trial took, so that the steps planned can all be taken
@@ -198,7 +199,7 @@ def _norms(features: Tensor) -> Tensor:
     return torch.linalg.vector_norm(features.flatten(1), dim=1)
 
 
-def _affordable(evaluate: Callable[[], tuple[Tensor, Tensor]], seconds: float) -> int:
+def _affordable(evaluate: Callable[[], tuple[Tensor, Tensor]], seconds: float, most: int | None) -> int:
     """The largest number of steps of the ladder within `seconds`, two trial gradients included; the first one warms up."""
     start = time.perf_counter()
     evaluate()[1].tolist()  # reading the numbers waits for an accelerator
@@ -206,4 +207,4 @@ def _affordable(evaluate: Callable[[], tuple[Tensor, Tensor]], seconds: float) -
     evaluate()[1].tolist()
     end = time.perf_counter()
     fitting = (end - warm) and (seconds - (end - start)) / (end - warm)
-    return rung(LADDER, fitting)
+    return rung(LADDER, fitting, most)

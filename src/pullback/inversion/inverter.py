@@ -33,10 +33,10 @@ class Inverter:
     "unfitted"; `correctors.bias_free()` switches the biases off. prior: image prior of the Wiener and blind inverses, default
     `Prior.natural` of the encoder's preprocessing. ridge: the Wiener inverse's noise, lambda. start (blind): "taught", what a
     decoder draws from the features, fitted once for each encoder and size of image on synthetic pictures and kept in the
-    user's cache folder, or "mean", the mean colour. steps or seconds: budget of the iterative inverses, for each picture;
-    `steps` gives the same bits every time. chunk, memory: see `pullback.Jacobian`. seed: of what they draw at random, 0 to
-    2**63 - 1. Raises OptionError for an unknown method, mode or start, or a number that does not fit, EncoderError for a
-    network without spatial stages.
+    user's cache folder, or "mean", the mean colour. steps, seconds: budget of the iterative inverses, for each picture; `steps`
+    gives the same bits every time, both together no more than `steps`. chunk, memory: see `pullback.Jacobian`. seed: of what
+    they draw at random, 0 to 2**63 - 1. Raises OptionError for an unknown method, mode or start, or a number that does not
+    fit, EncoderError for a network without spatial stages.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ FEWEST, MOST, HELD_BACK = 64, 300, 5  # pictures, and every which of them choose
 POSITIONS = 24_000  # of a stage, in all pictures
 WIDEST = 4700  # inputs of a decoder; with more it looks at its own cell alone
 FINEST = 8  # values along a cell's side
-RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+RIDGES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
 BATCH = 16
 
 
@@ -146,8 +146,9 @@ def _solve(fitted: _Sums, held: _Sums, cell: int) -> Decoder:
     for ridge in RIDGES:
         weight = torch.cholesky_solve(mixed, torch.linalg.cholesky(gram + ridge * scale * eye))
         error = float((weight * (held_gram @ weight)).sum() - 2 * (weight * held_mixed).sum()) + held.square
-        if best is None or error < best[0]:
-            best = error, ridge, weight
+        if best is not None and error >= best[0]:
+            break  # the error has one valley
+        best = error, ridge, weight
     assert best is not None
     error, ridge, weight = best
     return Decoder(weight.to(fitted.gram.dtype), cell, ridge, error / max(held.square, 1e-30))

@@ -94,14 +94,15 @@ class WienerSolver:
     def solve(
         self, residuals: Tensor, *, steps: int | None = None, seconds: float | None = None, tolerance: float = 1e-7
     ) -> Solution:
-        """Solve for residuals (K, *out) in a number of `steps`, or in as many of the ladder as fit into about `seconds`.
+        """Solve for residuals (K, *out) in a number of `steps`, or in as many of the ladder as fit into about `seconds`;
+        with both, in no more than `steps`.
 
         The time of the second step fixes the count; if the machine slows down afterwards, the solve ends where `seconds` end.
         Either way the answer depends on the number of steps taken alone, which the solution names. Each right-hand side stops
         by itself once its relative residual falls to `tolerance`. A step costs one `mv` and one `vm` for the whole batch; one
         more pair at the end yields the true misfit and residual.
         """
-        check_budget(steps, seconds)
+        steps = check_budget(steps, seconds)
         if tuple(residuals.shape[1:]) != self.out_shape:
             raise OptionError(f"residuals must be (K, *{self.out_shape}), but have shape {tuple(residuals.shape)}")
         start = time.perf_counter()
@@ -114,7 +115,7 @@ class WienerSolver:
         goal = tolerance**2 * first
         active = power > 0
         iterations = torch.zeros_like(active, dtype=torch.long)
-        done, limit = 0, steps or 2
+        done, limit = 0, (steps or 2) if seconds is None else min(steps or 2, 2)
         while done < limit and bool(active.any()):
             q = self.mv(self.prior.root(p))
             alpha = _where(active, power / (_dot(q, q) + ridge * _dot(p, p)))
@@ -131,7 +132,7 @@ class WienerSolver:
                 second = _now(y)  # the first step also pays for what is made once
             if seconds is not None and done == 2:
                 fitting = (seconds - (_now(y) - start)) / max(_now(y) - second, 1e-9) + 1  # one pair closes
-                limit = rung(LADDER, fitting)
+                limit = rung(LADDER, fitting, steps)
             if seconds is not None and done > 2 and _now(y) - start > seconds:
                 break
         delta = self.prior.root(y)
