@@ -26,8 +26,8 @@ FEWEST, MOST, HELD_BACK = 64, 300, 5  # pictures, and every which of them choose
 POSITIONS = 24_000  # of a stage, in all pictures
 WIDEST = 4700  # inputs of a decoder; with more it looks at its own cell alone
 FINEST = 8  # values along a cell's side
-RIDGES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
-BATCH = 16
+RIDGES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+BATCH = 4  # larger ones leave the caches
 
 
 @dataclass(frozen=True, eq=False)
