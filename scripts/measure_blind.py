@@ -4,8 +4,9 @@
 
 For each stage the mean over the pictures, with its 95 % bootstrap interval: correlation with the image over all preprocessed
 values, SSIM of the de-normalised picture, that of the best floor (each picture's mean colour, or its 8 x 8 thumbnail), and the
-relative feature misfit; then the seconds a picture. The search is that of `Inverter(encoder, "blind")` without its null
-picture, which would double the cost, on several pictures at a time.
+relative feature misfit; then the seconds a picture. `--sheet FILE` draws the originals and every stage's pictures.
+
+The search is that of `Inverter(encoder, "blind")` without its null picture, on several pictures at a time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from functools import partial
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("--preprocessing")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--start", choices=("taught", "mean"), default="taught")
+    parser.add_argument("--sheet", help="an image file: a row for each picture, the original and then its stages")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -50,18 +53,23 @@ def main() -> None:
         f"{encoder.name}, {len(images)} pictures of {tuple(images.shape[2:])}, {chosen.steps} steps, start: {chosen.start}\n"
     )
     print("| stage | correlation | SSIM | best floor | over the floor | misfit | s a picture |\n" + "| --- " * 7 + "|")
+    columns = [rgb]
     for stage in encoder.stages:
         begun = time.perf_counter()
         found = [_inverse(encoder, part, stage.number, chosen) for part in images.split(TOGETHER)]
         seconds = (time.perf_counter() - begun) / len(images)
         pictures, misfits = (torch.cat(parts) for parts in zip(*found, strict=True))
         near = torch.tensor([correlation(a, b) for a, b in zip(pictures, images, strict=True)])
-        alike = _ssims(_rgb(encoder, pictures), rgb)
+        columns.append(_rgb(encoder, pictures))
+        alike = _ssims(columns[-1], rgb)
         cells = [
             f"{stage.number} {stage.name}", _interval(near, 3), _interval(alike, 2), f"{float(floor.mean()):.2f}",
             _interval(alike - floor, 2), f"{float(misfits.mean()):.2f}", f"{seconds:.1f}",
         ]  # fmt: skip
         print("| " + " | ".join(cells) + " |", flush=True)
+    if chosen.sheet:
+        rows = torch.cat([torch.cat(list(column), 1) for column in columns], 2)  # (3, N * H, (1 + stages) * W)
+        Image.fromarray((rows * 255).round().byte().permute(1, 2, 0).numpy()).save(chosen.sheet)
 
 
 def _inverse(encoder: pb.Encoder, images: Tensor, level: int, chosen: argparse.Namespace) -> tuple[Tensor, Tensor]:
