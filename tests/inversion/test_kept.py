@@ -48,17 +48,20 @@ def test_made_once_and_read_back_bit_for_bit(forget: Callable[[], None], cache: 
     assert make.made == 2
 
 
-@pytest.mark.parametrize("fault", ["half", "empty", "nan", "folder"])
+@pytest.mark.parametrize("fault", ["half", "empty", "altered", "another's", "folder"])
 def test_a_file_that_is_not_whole_is_made_again(forget: Callable[[], None], cache: Path, fault: str) -> None:
     make = Maker()
     kept("x", make)
     (file,) = cache.iterdir()
     forget()
-    if fault == "nan":
-        broken = Maker()
-        broken.made = torch.nan
-        file.unlink()
-        kept("x", broken)
+    if fault == "altered":
+        whole = bytearray(file.read_bytes())
+        whole[-1] ^= 1  # one bit of one number
+        file.write_bytes(whole)
+    elif fault == "another's":
+        kept("y", Maker())
+        (other,) = set(cache.iterdir()) - {file}
+        other.replace(file)
         forget()
     elif fault == "folder":
         file.unlink()

@@ -220,6 +220,23 @@ def test_the_null_of_the_blind_inverse_is_that_of_zero_features(
     assert not torch.allclose(other.tensor, picture.tensor)
 
 
+@pytest.mark.usefixtures("own_cache")
+def test_a_stage_that_is_silent_on_noise_has_a_blind_picture_all_the_same(prior: Prior) -> None:
+    """Features that only the image itself wakes: there is no scale for the null picture to be found on any other picture."""
+
+    class Deaf(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.fc = nn.ReLU(), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.gate(F.avg_pool2d(x, 2) - 50).mean((2, 3)))
+
+    encoder = Encoder.from_module(randomised(Deaf(), 0), stages=["gate"], input_shape=(3, 16, 16))
+    picture = Inverter(encoder, "blind", prior=prior, start="mean", steps=3)(sample(prior) + 100).stage(1)
+    assert torch.isfinite(picture.tensor).all() and torch.isfinite(picture.null).all()
+
+
 def test_no_gate_of_the_image_takes_part_in_a_blind_picture(encoder: Encoder, prior: Prior) -> None:
     """The same features asked for in a session on another image: the same picture, bit for bit."""
     x, other = sample(prior), sample(prior, 1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pullback.encoders import Encoder
+from pullback.errors import NumericsError
 from pullback.inversion import Inverter, Prior, taught
 from pullback.inversion.taught import Decoder, decoders
 from pullback.measures import correlation
@@ -135,6 +136,34 @@ def test_other_weights_sizes_and_colours_are_taught_anew(prior: Prior) -> None:
         (encoder.to(dtype=torch.float32), prior),
     )
     assert len({repr(taught.setting(e, p)) for e, p in cases}) == 5
+
+
+@pytest.mark.usefixtures("few", "cache")
+def test_networks_of_the_same_weights_are_not_the_same_network(prior: Prior) -> None:
+    """A pooling has no weights: the decoder of one network is none for another."""
+
+    class Pooled(nn.Module):
+        def __init__(self, pool: nn.Module) -> None:
+            super().__init__()
+            self.conv, self.pool, self.fc = nn.Conv2d(3, 8, 3, padding=1), pool, nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.pool(self.conv(x).relu()).mean((2, 3)))
+
+    largest, mean = (
+        Encoder.from_module(randomised(Pooled(p), 0), stages=["pool"], input_shape=(3, *SIZE))
+        for p in (nn.MaxPool2d(2), nn.AvgPool2d(2))
+    )
+    assert largest.weights_digest == mean.weights_digest
+    assert not torch.equal(decoders(largest, prior)[1].weight, decoders(mean, prior)[1].weight)
+
+
+def test_features_beyond_all_numbers_are_told() -> None:
+    fitted, held = taught._Sums(), taught._Sums()
+    for of in (fitted, held):
+        of.add(torch.full((1, 5, 3), 1e30), torch.ones(1, 5, 2))
+    with pytest.raises(NumericsError, match="start='mean'"):
+        taught._solve(fitted, held, 1)
 
 
 def test_the_draft_is_drawn_from_the_features_alone(prior: Prior) -> None:

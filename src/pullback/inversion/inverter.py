@@ -33,8 +33,9 @@ class Inverter:
     "unfitted"; `correctors.bias_free()` switches the biases off. prior: image prior of the Wiener and blind inverses, default
     `Prior.natural` of the encoder's preprocessing. ridge: the Wiener inverse's noise, lambda. start (blind): "taught", what a
     decoder draws from the features, fitted once for each encoder and size of image on synthetic pictures and kept in the
-    user's cache folder, or "mean", the mean colour. steps, seconds: budget of the iterative inverses, for each picture; `steps`
-    gives the same bits every time, both together no more than `steps`. chunk, memory: see `pullback.Jacobian`. seed: of what
+    user's cache folder, or "mean", the mean colour. steps, seconds: budget of the iterative inverses, for each picture, without
+    what the blind inverse makes once and keeps (decoders, the null of a number of steps); `steps` gives the same bits every
+    time, both together no more than `steps`. chunk, memory: see `pullback.Jacobian`. seed: of what
     they draw at random, 0 to 2**63 - 1. Raises OptionError for an unknown method, mode or start, or a number that does not
     fit, EncoderError for a network without spatial stages.
     """
@@ -129,6 +130,7 @@ class Inverter:
             **({"ridge": self.ridge} if self.method == "wiener" else {}),
             **({"start": self.start} if self.method == "blind" else {}),
             **(iterative if self.method in ("wiener", "blind") else {}),
+            **({"prior": prior} if self.method == "decoder" else {}),
         }
 
     def _method(self, opened: Opened) -> Method:

@@ -21,7 +21,7 @@ from pullback.inversion.methods import Drawn, combined
 from pullback.inversion.opened import Opened
 from pullback.inversion.prior import Prior
 from pullback.inversion.seeds import channel_seeds
-from pullback.inversion.taught import VERSION, decoders, setting
+from pullback.inversion.taught import VERSION, decoders, setting, synthetic
 from pullback.inversion.wiener import WienerSolver
 
 # Shares of the gradient let through shut gates in the blind inverse's backward pass. In a deep chain of gates without shortcuts
@@ -174,8 +174,12 @@ class BlindMethod:
         def make() -> dict[str, Tensor]:
             source = torch.Generator().manual_seed(self.seed)
             noise = torch.randn(image.shape, generator=source, dtype=torch.float32, device="cpu")
-            sample = self.prior.mu(image) + self.prior.root(noise.to(image))
-            scale = encoder.features(sample, level).norm()
+            samples = [self.prior.mu(image) + self.prior.root(noise.to(image))]
+            samples += [synthetic(n, encoder, self.prior).to(image) for n in range(4)]
+            norms = [encoder.features(sample, level).norm() for sample in samples]
+            scale = next(
+                (norm for norm in norms if norm > 0), torch.ones_like(norms[0])
+            )  # the first may leave it silent
             found = self._search(level, torch.zeros_like(self.opened.levels[level]), scale, steps, None, leak)
             return {"picture": found.x[0], "norm": found.misfit[0] * scale, "start": found.history[0, 0] * scale}
 

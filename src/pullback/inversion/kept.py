@@ -12,8 +12,8 @@ from pathlib import Path
 
 import platformdirs
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from pullback.errors import PullbackError
@@ -32,15 +32,16 @@ def kept(said: object, make: Callable[[], Tensors]) -> Tensors:
     """The tensors that `make` gives, made once for all that is said of them: `repr(said)` must tell all that decides them.
 
     In the folder $PULLBACK_CACHE, or the one that this system has for caches. A folder that cannot be written, or a file
-    that is not whole, is no obstacle: then they are made again.
+    that is not whole or tells of something else, is no obstacle: then they are made again.
     """
-    path = _folder() / f"{hashlib.sha256(repr(said).encode()).hexdigest()[:32]}.safetensors"
+    name = hashlib.sha256(repr(said).encode()).hexdigest()
+    path = _folder() / f"{name[:32]}.safetensors"
     with _making:
         if path not in _memory:
-            found = _read(path)
+            found = _read(path, name)
             if found is None:
                 found = make()
-                _write(path, found)
+                _write(path, name, found)
             _memory[path] = found
             while len(_memory) > _IN_MEMORY:
                 _memory.popitem(last=False)
@@ -49,20 +50,33 @@ def kept(said: object, make: Callable[[], Tensors]) -> Tensors:
 
 
 def _folder() -> Path:
-    return Path(os.environ.get("PULLBACK_CACHE") or platformdirs.user_cache_path("pullback", appauthor=False))
+    given = os.environ.get("PULLBACK_CACHE")
+    return Path(given).expanduser() if given else platformdirs.user_cache_path("pullback", appauthor=False)
 
 
-def _read(path: Path) -> Tensors | None:
+def _read(path: Path, name: str) -> Tensors | None:
     try:
-        found = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            told = file.metadata() or {}
+            found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
     except (OSError, SafetensorError):
         return None
-    return found if all(bool(torch.isfinite(t).all()) for t in found.values()) else None
+    return found if told == {"for": name, "numbers": _digest(found)} else None
 
 
-def _write(path: Path, made: Tensors) -> None:
+def _write(path: Path, name: str, made: Tensors) -> None:
+    tensors = {key: t.detach().cpu().contiguous() for key, t in made.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, save({name: t.detach().cpu().contiguous() for name, t in made.items()}))
+        write_whole(path, save(tensors, {"for": name, "numbers": _digest(tensors)}))
     except (OSError, PullbackError) as error:
         _log.info("%s is not kept for next time: %s", path.name, error)
+
+
+def _digest(tensors: Tensors) -> str:
+    """SHA-256 of names, shapes, types and numbers."""
+    digest = hashlib.sha256()
+    for key, t in sorted(tensors.items()):
+        digest.update(f"{key} {tuple(t.shape)} {t.dtype}".encode())
+        digest.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

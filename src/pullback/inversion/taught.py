@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pullback.encoders import Encoder
+from pullback.errors import NumericsError
 from pullback.images.leaves import dead_leaves
 from pullback.inversion.kept import kept
 from pullback.inversion.prior import Prior
@@ -56,7 +57,7 @@ class Decoder:
 def decoders(encoder: Encoder, prior: Prior) -> dict[int, Decoder]:
     """The decoder of every stage for images of the prior's size, taught once and kept (`kept.py`).
 
-    Only mean and colours of the prior count. Deterministic on one machine.
+    Only mean and colours of the prior count. Deterministic on one machine with one number of threads.
     """
 
     def make() -> dict[str, Tensor]:
@@ -75,9 +76,14 @@ def decoders(encoder: Encoder, prior: Prior) -> dict[int, Decoder]:
 
 
 def setting(encoder: Encoder, prior: Prior) -> tuple[object, ...]:
-    """All of a network and of a prior's mean, colours and size that decides what is kept for them."""
+    """All of a network and of a prior's mean, colours and size that decides what is kept for them.
+
+    The recorded operations belong to it: networks that differ in a pooling or an activation may have the same weights.
+    """
+    tape = encoder.tape(torch.zeros(1, prior.mean.numel(), *prior.size, dtype=encoder.dtype, device=encoder.device))
     return (
-        encoder.weights_digest, [s.name for s in encoder.stages], str(encoder.dtype), str(encoder.preprocessing),
+        encoder.weights_digest, [(s.name, s.shape) for s in encoder.stages], str(encoder.dtype), encoder.device.type,
+        str(encoder.preprocessing), [(op.name, op.args, op.kwargs) for op in tape.ops], torch.__version__,
         prior.size, prior.mean.tolist(), prior.colour.tolist(),
     )  # fmt: skip
 
@@ -101,7 +107,7 @@ def _teach(encoder: Encoder, prior: Prior) -> dict[int, Decoder]:
                 for group, of in zip((~held, held), both, strict=True):
                     of.add(inputs[group.to(inputs.device)], outputs[group.to(inputs.device)])
         cells = {number: _cell(prior.size[0], levels[number].shape[-2]) for number in sums}
-        return {number: _solve(*both, cells[number]) for number, both in sums.items()}
+        return {number: _solve(*sums.pop(number), cells[number]) for number in list(sums)}
 
 
 def synthetic(number: int, encoder: Encoder, prior: Prior) -> Tensor:
@@ -141,10 +147,17 @@ def _solve(fitted: _Sums, held: _Sums, cell: int) -> Decoder:
     gram, mixed, held_gram, held_mixed = (
         sums.cpu().double() for sums in (fitted.gram, fitted.mixed, held.gram, held.mixed)
     )
-    scale, eye = gram.diagonal().mean(), torch.eye(len(gram), dtype=gram.dtype, device="cpu")
+    scale = gram.diagonal().mean()
     best: tuple[float, float, Tensor] | None = None
     for ridge in RIDGES:
-        weight = torch.cholesky_solve(mixed, torch.linalg.cholesky(gram + ridge * scale * eye))
+        damped = gram.clone()
+        damped.diagonal().add_(ridge * scale)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if int(failed):
+            raise NumericsError(
+                "the features of synthetic pictures have no finite Gram matrix, so no start can be learnt; use start='mean'"
+            )
+        weight = torch.cholesky_solve(mixed, factor)
         error = float((weight * (held_gram @ weight)).sum() - 2 * (weight * held_mixed).sum()) + held.square
         if best is not None and error >= best[0]:
             break  # the error has one valley
