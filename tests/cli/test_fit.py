@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def test_the_same_command_again_does_nothing_more(run: Run) -> None:
     assert "done before" in ran.err
 
 
-def test_interrupted_it_says_how_to_carry_on_and_does(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("anew", [False, True])
+def test_interrupted_it_says_how_to_carry_on_and_does(anew: bool, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     true = pullback.fitting.steps.Fit.stepped
 
     def interrupted(self: Any, state: Any) -> Any:
@@ -71,9 +73,9 @@ def test_interrupted_it_says_how_to_carry_on_and_does(run: Run, monkeypatch: pyt
 
     with monkeypatch.context() as during:
         during.setattr(pullback.fitting.steps.Fit, "stepped", interrupted)
-        ran = run("fit", "pictures", *QUICK)
+        ran = run("fit", "pictures", *QUICK, *(["--overwrite"] if anew else []))
     assert (ran.status, ran.out) == (130, "")
-    assert "the same command carries on" in ran.err
+    assert f"the same command {'without --overwrite ' if anew else ''}carries on from the last step" in ran.err
     assert outputs() == [checkpoint_of(OUT).name]
     ran = run("fit", str(Path("pictures").resolve()), *QUICK)
     assert ran.status == 0
@@ -103,6 +105,23 @@ def test_every_option_arrives(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
         "mode": "fused", "loss": "l2", "steps": 7, "batch": 3, "channels": 5, "rate": 0.5, "held_back": 0, "seed": 9,
         "out": Path("x"), "overwrite": True,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_a_picture_without_features_is_named_by_the_process_that_meets_it(
+    leads: bool, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("hostile_tiny_net.py").write_text(NET.replace("self.level2(", "0 * self.level2("))
+    monkeypatch.setattr(pullback.fitting, "joined", lambda device: nullcontext((device, leads)))
+    ran = run("fit", "pictures", *QUICK)
+    assert ran.status == 2
+    assert "png cannot be fitted on, leave it out: every feature of stage 2 (gate2) is zero" in ran.err.splitlines()[-1]
+
+
+def test_a_mistake_that_all_processes_meet_is_told_by_the_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pullback.fitting, "joined", lambda device: nullcontext((device, False)))
+    ran = run("fit", "missing", *QUICK)
+    assert (ran.status, ran.err) == (2, "")
 
 
 def damaged() -> None:

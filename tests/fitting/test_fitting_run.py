@@ -11,6 +11,8 @@ import pytest
 import torch
 from oracles.small_nets import image, small_encoder
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import pullback as pb
@@ -142,8 +144,8 @@ def test_every_part_of_the_state_counts(part: str, tmp_path: Path, monkeypatch: 
         fit_correctors(ENCODER, IMAGES[:3], QUICK, out=out, told=stopping_at(3))
     true = State.load
 
-    def forgetful(path: Path, settings: Any) -> State | None:
-        found = true(path, settings)
+    def forgetful(path: Path, settings: Any, start: State) -> State | None:
+        found = true(path, settings, start)
         assert found is not None
         return replace(found, **{part: torch.zeros_like(getattr(found, part))})
 
@@ -212,6 +214,66 @@ def test_what_is_no_checkpoint_is_refused(content: bytes, tmp_path: Path) -> Non
         fit_correctors(ENCODER, IMAGES, SMALL, out=out)
 
 
+@pytest.mark.parametrize("part", ["parameters", "first", "second", "running"])
+@pytest.mark.parametrize(
+    "change", [lambda t: t[:-1], lambda t: t[None], lambda t: t.float()], ids=["short", "2-d", "type"]
+)
+def test_a_checkpoint_that_does_not_fit_the_levels_is_refused(
+    change: Callable[[Tensor], Tensor], part: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "fitted.safetensors"
+    with pytest.raises(Stopped):
+        fit_correctors(ENCODER, IMAGES[:1], QUICK, out=out, told=stopping_at(1))
+    with safe_open(checkpoint_of(out), framework="pt") as file:
+        tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file({**tensors, part: change(tensors[part]).contiguous()}, checkpoint_of(out), about)
+    with pytest.raises(OptionError, match=f"damaged: {part} is float.* need float64 .*begin anew with overwrite"):
+        fit_correctors(ENCODER, IMAGES[:1], QUICK, out=out)
+    assert fit_correctors(ENCODER, IMAGES[:1], QUICK, out=out, overwrite=True).card["steps"] == 5
+
+
+def test_a_result_stands_although_a_fit_that_overwrites_it_was_stopped(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "fitted.safetensors"
+    out.write_bytes(whole.read_bytes())
+    with pytest.raises(Stopped):
+        fit_correctors(ENCODER, IMAGES, SMALL, seed=1, out=out, overwrite=True, told=stopping_at(2))
+    there = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    assert len(there) == 2
+    assert fit_correctors(ENCODER, IMAGES, SMALL, out=out).digest == pb.Correctors.load(whole).digest
+    with pytest.raises(OptionError, match="checkpoint of another fit: seed is 1 there and 2 here"):
+        fit_correctors(ENCODER, IMAGES, SMALL, seed=2, out=out)
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == there
+    seen: list[int] = []
+    fit_correctors(ENCODER, IMAGES, SMALL, seed=1, out=out, told=lambda standing: seen.append(standing.step))
+    assert seen == list(range(2, 7))
+
+
+def test_begun_anew_and_stopped_it_carries_on_without_overwrite(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "fitted.safetensors"
+    out.write_bytes(whole.read_bytes())
+    with pytest.raises(Stopped):
+        fit_correctors(ENCODER, IMAGES, SMALL, out=out, overwrite=True, told=stopping_at(4))
+    seen: list[int] = []
+    fit_correctors(ENCODER, IMAGES, SMALL, out=out, told=lambda standing: seen.append(standing.step))
+    assert (seen, out.read_bytes()) == ([4, 5, 6], whole.read_bytes())
+
+
+@pytest.mark.parametrize("kind", ["Pillow image", "tensor", "file"])
+def test_one_picture_alone_is_one_picture(kind: str, tmp_path: Path) -> None:
+    shown = Image.new("RGB", (20, 20), (20, 100, 7))
+    shown.save(tmp_path / "one.png")
+    one = {"Pillow image": shown, "tensor": IMAGES[0], "file": tmp_path / "one.png"}[kind]
+    alone, listed = (fit_correctors(ENCODER, given, QUICK, steps=1) for given in (one, [one]))
+    assert alone.card["pictures"]["count"] == 1
+    assert alone.digest == listed.digest
+
+
+def test_a_batch_is_its_pictures() -> None:
+    found = examples_of(ENCODER, torch.stack(IMAGES), SMALL)
+    assert found.repeated == 0
+    assert [e.digest for e in found.fitted] == [e.digest for e in examples_of(ENCODER, IMAGES, SMALL).fitted]
+
+
 def test_what_is_held_back_depends_on_pixels_and_seed_alone() -> None:
     def examples(images: list[Tensor], seed: int = 0) -> set[str]:
         return {e.digest for e in examples_of(ENCODER, images, replace(SMALL, seed=seed)).held}
@@ -263,6 +325,7 @@ class Case:
         Case(IMAGES, {"loss": "l3"}, OptionError, "l1, l2"),
         Case(IMAGES, {"preset": "papers"}, OptionError, "papers.*paper"),
         Case([*IMAGES, torch.randn(2, 3, 16, 16)], {}, ImageError, "picture 10|where one image"),
+        Case(torch.randn(16, 16), {}, ImageError, r"picture 1 .*got shape \(16, 16\)"),
         Case([*IMAGES, "missing.png"], {}, ImageError, "missing.png"),
         Case([*IMAGES, Image.new("F", (20, 20))], {}, ImageError, "picture 10"),
         Case([torch.zeros_like(i) + n for n, i in enumerate(IMAGES)], {"rate": 1.7e308}, NumericsError, "rate"),
@@ -300,7 +363,9 @@ def test_a_picture_without_features_is_named() -> None:
     net = nn.Sequential(*dark, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2))
     encoder = pb.Encoder.from_module(net, stages=["1", "3"], input_shape=(3, 16, 16))
     pictures = [torch.full((3, 16, 16), v) for v in (1.0, 2.0, 3.0, 4.0, -1.0)]
-    with pytest.raises(StageError, match="picture 5"):
+    with pytest.raises(
+        StageError, match=r"^picture 5 cannot be fitted on, leave it out: every feature of stage 2 \(3\) is zero"
+    ):
         fit_correctors(encoder, pictures, SMALL, held_back=0, steps=5)
 
 

@@ -87,6 +87,7 @@ def explain(
         try:
             report = explain_all(options, progress)
         except KeyboardInterrupt:
-            progress.note("interrupted: what is finished stays; the same command carries on from there")
+            again = "the same command without --overwrite" if overwrite else "the same command"
+            progress.note(f"interrupted: what is finished stays; {again} carries on from there")
             raise
     typer.echo(os.fsencode(report))  # the very bytes of the name, whatever the terminal's encoding

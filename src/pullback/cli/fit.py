@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pullback.cli.options import Classes, Preprocessing, Spec, Stages, Weights, stage_names
-from pullback.errors import PullbackError
+from pullback.errors import NumericsError, PullbackError, StageError
 
 if TYPE_CHECKING:
     from pullback.cli.progress import Progress
@@ -85,13 +85,14 @@ def fit(
                 overwrite=overwrite,
                 told=telling,
             )
-        except PullbackError:
-            if leads or telling.begun:
-                raise
-            # Before the first step all processes meet the same, and the first one tells it.
+        except PullbackError as error:
+            if leads or telling.begun or isinstance(error, StageError | NumericsError):
+                raise  # a picture's own fault is met by one process alone
+            # All else before the first step all processes meet, and the first one tells it.
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            telling.note("interrupted: the same command carries on from the last step")
+            again = "the same command without --overwrite" if overwrite else "the same command"
+            telling.note(f"interrupted: {again} carries on from the last step")
             raise
         telling.note(*([] if telling.begun else ["done before: the same fit stands there"]), *_summary(found.card))
     if leads:

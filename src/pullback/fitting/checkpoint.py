@@ -57,8 +57,11 @@ class State:
         write_whole(path, save(tensors, {_METADATA: json.dumps(about, sort_keys=True)}))
 
     @classmethod
-    def load(cls, path: Path, settings: Mapping[str, Any]) -> State | None:
-        """What `save` wrote for the same settings; None where there is no file. Raises OptionError for all else."""
+    def load(cls, path: Path, settings: Mapping[str, Any], start: State) -> State | None:
+        """What `save` wrote for the same settings; None where there is no file. Raises OptionError for all else.
+
+        start: the state that the fit begins with, whose tensors have the shapes and types that the checkpoint's must have.
+        """
         if not path.exists():
             return None
         try:
@@ -76,7 +79,18 @@ class State:
             raise OptionError(
                 f"{path} is the checkpoint of another fit: {differing}; carry on with its settings, or begin anew with overwrite"
             )
+        for name in _TENSORS:
+            theirs_is, ours_is = _kind(getattr(found, name)), _kind(getattr(start, name))
+            if theirs_is != ours_is:
+                raise OptionError(
+                    f"{path} is damaged: {name} is {theirs_is} there, and the levels of the encoder need {ours_is};"
+                    " move it away, or begin anew with overwrite"
+                )
         return found
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype)[6:]} {tuple(tensor.shape)}"
 
 
 def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:

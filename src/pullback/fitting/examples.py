@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from PIL import Image
@@ -44,8 +45,8 @@ class Examples:
     repeated: int
 
 
-def examples_of(encoder: Encoder, images: str | Path | Iterable[Source], recipe: Recipe) -> Examples:
-    """Read every picture once (a folder stands for those in it), and hold some back.
+def examples_of(encoder: Encoder, images: Source | Iterable[Source], recipe: Recipe) -> Examples:
+    """Read every picture once (a folder stands for those in it, a tensor (N, C, H, W) for N), and hold some back.
 
     These are the ones whose digests, hashed with the seed, come first: the choice depends neither on the order of the
     pictures nor on their names. No picture is on both sides: one that is there twice, by its pixels, counts once.
@@ -78,8 +79,10 @@ def digest_of(examples: Sequence[Example]) -> dict[str, int | str]:
     return {"count": len(examples), "digest": hashlib.sha256(" ".join(e.digest for e in examples).encode()).hexdigest()}
 
 
-def _listed(images: str | Path | Iterable[Source]) -> Iterator[Source]:
-    for source in [images] if isinstance(images, str | Path) else images:
+def _listed(images: Source | Iterable[Source]) -> Iterator[Source]:
+    # A tensor is one picture too, whatever its shape; only a batch is taken apart.
+    one = images.ndim != 4 if isinstance(images, Tensor) else isinstance(images, str | Path | Image.Image)
+    for source in cast(Iterable[Source], [images] if one else images):
         if isinstance(source, str | Path):
             yield from image_files([source])
         else:

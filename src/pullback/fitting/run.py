@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def checkpoint_of(out: str | Path) -> Path:
 
 def fit_correctors(
     encoder: Encoder,
-    images: str | Path | Iterable[Source],
+    images: Source | Iterable[Source],
     preset: str | Recipe = "paper",
     *,
     mode: str | None = None,
@@ -48,11 +48,11 @@ def fit_correctors(
 ) -> Correctors:
     """Fit the correctors of an encoder's deepest stage to pictures: min over gamma, beta of `|| Xhat_L - x ||`, (9).
 
-    images: a file or a folder, or several of files, folders, Pillow images and preprocessed tensors (C, H, W). preset:
-    "paper", or a Recipe; what is given of mode .. seed replaces its fields. out: a safetensors file for the result; the state
-    stands beside it after every step, so that the same call carries on where it was stopped, and on the same machine ends
-    in the same bytes.
-    overwrite: begin anew, whatever stands there. told: hears how far the fit is, after every step.
+    images: a file, a folder, a Pillow image or a preprocessed tensor (C, H, W); or several of them, or a batch (N, C, H, W).
+    preset: "paper", or a Recipe; what is given of mode .. seed replaces its fields. out: a safetensors file for the result;
+    the state stands beside it after every step, so that the same call carries on where it was stopped, and on the same
+    machine ends in the same bytes. overwrite: begin anew, whatever stands there. told: hears how far the fit is, after
+    every step.
 
     In a process group (torchrun) the processes share the pictures of a batch, one of them writes, and the bytes are those
     of one process alone. The card of the result has the settings, the losses and the digests of the pictures.
@@ -82,10 +82,12 @@ def fit_correctors(
             stack.enter_context(output_folder(path.parent))
         examples = examples_of(encoder, images, recipe)
         settings = _settings(encoder, examples, recipe)
-        kept = None if path is None or overwrite else State.load(checkpoint_of(path), settings)
-        if path is not None and kept is None and not overwrite and path.exists():
-            return _finished(path, settings)
-        state = kept or State.begin(start_of(levels))
+        state = State.begin(start_of(levels))
+        if path is not None and not overwrite:
+            there = _there(path, settings, state)
+            if isinstance(there, Correctors):
+                return there
+            state = there
         workers.wait()  # nothing is written before every process has seen what stood there
         stack.enter_context(_same_bits(state.threads))
         fit = Fit(encoder, levels, recipe, examples, workers)
@@ -118,6 +120,18 @@ def _settings(encoder: Encoder, examples: Examples, recipe: Recipe) -> dict[str,
         "pullback": __version__,
         "torch": torch.__version__,
     }
+
+
+def _there(path: Path, settings: dict[str, Any], start: State) -> State | Correctors:
+    """How far this fit has come: its checkpoint, or else its result, or else the start. Raises OptionError."""
+    try:
+        kept = State.load(checkpoint_of(path), settings, start)
+    except OptionError:
+        # Where a fit that overwrites this one's result was stopped, the result still stands.
+        with suppress(OptionError):
+            return _finished(path, settings)
+        raise
+    return _finished(path, settings) if kept is None and path.exists() else kept or start
 
 
 def _finished(path: Path, settings: dict[str, Any]) -> Correctors:

@@ -114,7 +114,7 @@ class Fit:
         try:
             picture = Picture.open(self.encoder, example.read(self.encoder), self.recipe.drawn)
         except StageError as error:
-            raise StageError(f"{example.name}: {error}") from error
+            raise StageError(f"{example.name} cannot be fitted on, leave it out: {error}") from error
         try:
             found = work(picture)
         finally:

@@ -85,5 +85,5 @@ def _together() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise PullbackError(
-            "another process of this fit has ended; the same command carries on from the last step"
+            "another process of this fit has ended; the same command without overwrite carries on from the last step"
         ) from error
