@@ -7,9 +7,11 @@ import copy
 import pytest
 import torch
 from oracles.small_nets import SmallNet, image, randomised, small_encoder
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, weight_norm
 
 from pullback.encoders import Encoder
+from pullback.errors import EncoderError
 from pullback.studies.controls import paste, random_encoder, transplant
 
 
@@ -81,3 +83,41 @@ def test_batch_norms_of_the_random_encoder_are_those_of_the_images() -> None:
     assert torch.allclose(first.get_buffer("running_mean"), seen.mean((0, 2, 3)))
     assert torch.allclose(first.get_buffer("running_var"), seen.var((0, 2, 3)))
     assert not any(m.training for m in module.modules())
+
+
+class Bare(nn.Module):
+    """A convolution whose kernel is a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.kernel, padding=1)
+
+
+def chain(first: nn.Module) -> Encoder:
+    net = nn.Sequential(first, nn.ReLU(), nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 64, 5))
+    return Encoder.from_module(net.eval(), stages=["1", "3"], input_shape=(3, 8, 8))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("kind", ["old weight_norm", "new weight_norm", "bare"])
+def test_a_network_that_would_stay_trained_is_refused_and_left_as_it_was(kind: str) -> None:
+    plain = nn.Conv2d(3, 4, 3, padding=1)
+    normed = {"old weight_norm": weight_norm, "new weight_norm": parametrizations.weight_norm}
+    encoder = chain(normed[kind](plain) if kind in normed else Bare())
+    x = image(0, 8).float()
+    before = encoder.features(x, 2)
+    with pytest.raises(EncoderError, match=r"\d% of the network's weights cannot be drawn anew, .* '0\."):
+        random_encoder(encoder, [x], seed=0)
+    assert torch.equal(encoder.features(x, 2), before)
+
+
+def test_a_batch_norm_that_sees_one_value_is_refused_and_more_images_help() -> None:
+    layers = (nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
+    encoder = Encoder.from_module(nn.Sequential(*layers).eval(), stages=["2"], input_shape=(3, 8, 8))
+    images = [image(s, 8).float() for s in range(2)]
+    with pytest.raises(EncoderError, match=r"on 1 image\(s\): .* give more images"):
+        random_encoder(encoder, images[:1], seed=0)
+    assert random_encoder(encoder, images, seed=0).weights_digest != encoder.weights_digest

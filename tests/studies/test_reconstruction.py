@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,21 @@ import torch
 from oracles.command import NET, SPEC, picture
 from oracles.small_nets import image, small_encoder
 from PIL import Image
+from torch import Tensor
 
-from pullback.errors import OptionError, StageError
+from pullback.encoders import Encoder
+from pullback.errors import EncoderError, OptionError, StageError
 from pullback.inversion import Correctors, Inverter
 from pullback.pictures import Display
-from pullback.studies import StudyOptions, study_reconstruction
+from pullback.studies import StudyOptions, plan, study_reconstruction
+from pullback.studies import mahendran as rival
 from pullback.studies import reconstruction as room
-from pullback.studies.contenders import Budget, contenders
+from pullback.studies.contenders import Budget, Contender, contenders
 from pullback.studies.controls import Guest, paste, transplant
+from pullback.studies.mahendran import mahendran
 from pullback.studies.metrics import likeness
+from pullback.studies.results import LEFT, LOST_WITH_FEATURES, LOST_WITH_GATES
+from pullback.studies.sessions import Opener, Session
 from pullback.studies.trial import Bench, try_method
 
 ALL = ("additive", "fused", "frozen", "vjp", "wiener", "blind", "blind-mean", "decoder", "mahendran")
@@ -39,6 +46,7 @@ class Silent:
         self.total = total
 
     def advance(self, n: int = 1, description: str | None = None) -> None:
+        assert self.total > 0, "advance() before start()"
         self.done += n
         if self.done >= self.stop:
             raise KeyboardInterrupt
@@ -94,12 +102,10 @@ def test_every_method_has_its_figures_at_every_stage(options: StudyOptions) -> N
             for quantity in ("SSIM", "SSIM over the best floor", "feature misfit", "transplant: correlation"):
                 assert (method, stage, quantity) in found
             assert ((method, stage, "SSIM over random weights") in found) == (method != "upconvnet")
-            parts = [
-                float(found[method, stage, f"SSIM {p}"]) for p in ("by the features", "by the gates", "without either")
-            ]
+            parts = [float(found[method, stage, name]) for name in (LOST_WITH_FEATURES, LOST_WITH_GATES, LEFT)]
             assert sum(parts) == pytest.approx(float(found[method, stage, "SSIM"]), abs=1e-4)
     for method in ("blind", "blind-mean", "decoder", "mahendran", "upconvnet"):  # these never see the gates
-        assert float(found[method, "1", "SSIM by the gates"]) == pytest.approx(0, abs=0.02)
+        assert float(found[method, "1", LOST_WITH_GATES]) == pytest.approx(0, abs=0.02)
     assert progress.done == progress.total == 10 * 2 * 2
     assert {p.name for p in Path("out").iterdir()} == {
         "reconstruction.md", "reconstruction.csv", "stage-1.png", "stage-2.png", "rows", "decoders",
@@ -134,6 +140,35 @@ def test_seconds_become_steps_once_and_an_interrupt_does_not_change_them(options
     assert len(rows) == 3 and len({row["steps"] for row in rows}) == 1
     # The method sees no gates: under another image's they draw the same, if they take the same steps.
     assert all(row["swap ssim to image"] == pytest.approx(row["foreign ssim"], abs=1e-4) for row in rows)
+
+
+def test_rows_of_another_number_of_steps_are_drawn_anew(options: StudyOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = replace(options, steps=None, seconds=1e-6, methods=("mahendran",), at=("1",), controls=())
+    for fewest, images in ((2, ("in/1.png", "in/2.png")), (4, ("in/0.png", "in/1.png", "in/2.png"))):
+        monkeypatch.setattr(rival, "FEWEST", fewest)  # what the first picture affords
+        study_reconstruction(replace(timed, images=images), Silent())
+        rows = [json.loads(p.read_text(encoding="utf-8"))["values"] for p in Path("out/rows").glob("*.json")]
+        assert [row["steps"] for row in rows] == [fewest] * len(images)
+
+
+def test_decoders_are_taught_before_the_first_clock_starts(
+    options: StudyOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    inverter, trial = room.Inverter, room.try_method
+
+    def taught(encoder: Encoder, method: str) -> Inverter:
+        done.append(method)
+        return inverter(encoder, method)
+
+    def tried(*args: Any, **named: Any) -> Any:
+        done.append("trial")
+        return trial(*args, **named)
+
+    monkeypatch.setattr(room, "Inverter", taught)
+    monkeypatch.setattr(room, "try_method", tried)
+    study_reconstruction(replace(options, images=("in/0.png",), methods=("blind",), controls=(), at=("1",)), Silent())
+    assert done == ["decoder", "trial"]
 
 
 def test_other_settings_draw_anew_and_the_same_ones_do_not(
@@ -182,6 +217,60 @@ def test_figures_are_those_of_the_inverter_itself() -> None:
     assert "random ssim" not in found.values
 
 
+def recorded(budgets: list[Budget], fails: Callable[[Tensor], bool] = lambda _: False) -> Contender:
+    """Mahendran & Vedaldi's inversion that keeps the budgets it was given, and fails on some images."""
+
+    def start(encoder: Encoder, budget: Budget) -> Opener:
+        budgets.append(budget)
+        opener = mahendran(encoder, steps=budget.steps, seconds=budget.seconds)
+
+        def opened(x: Tensor) -> AbstractContextManager[Session]:
+            if fails(x):
+                raise StageError("nothing to see here")
+            return opener(x)
+
+        return opened
+
+    return Contender("mahendran", "planted", start, "")
+
+
+def test_what_is_measured_takes_the_steps_that_a_trial_in_seconds_settled() -> None:
+    encoder, (x, donor) = small_encoder(), (image(0), image(1))
+    bench = Bench(encoder, Budget(None, 1e-6), ("transplant", "swap"), None, encoder)
+    budgets: list[Budget] = []
+    found = try_method(bench, recorded(budgets), 1, x, Guest(donor, paste(x, donor, 0)), floor=0.2)
+    settled = Budget(int(found.values["steps"]), None)
+    assert budgets == [bench.budget, *[settled] * 4]  # own, own under transplant and swap, the donor's, random weights
+    budgets.clear()
+    try_method(replace(bench, budget=settled), recorded(budgets), 1, x, None, floor=0.2)
+    assert budgets == [settled] * 2
+
+
+def test_a_donor_without_a_picture_leaves_out_its_figures_alone() -> None:
+    encoder, (x, donor) = small_encoder(), (image(0), image(1))
+    bench = Bench(encoder, Budget(2, None), ("swap",), None, None)
+    guest = Guest(donor, paste(x, donor, 0))
+    whole = try_method(bench, recorded([]), 1, x, guest, floor=0.2).values
+    partly = try_method(bench, recorded([], lambda opened: opened is donor), 1, x, guest, floor=0.2).values
+    assert set(whole) - set(partly) == {name for name in whole if name.startswith("foreign ")} != set()
+    with pytest.raises(StageError, match="nothing to see"):
+        try_method(bench, recorded([], lambda opened: opened is x), 1, x, guest, floor=0.2)
+
+
+def test_a_network_that_cannot_be_randomised_is_studied_without_that_control(
+    options: StudyOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> Encoder:
+        raise EncoderError("half of it stays trained")
+
+    monkeypatch.setattr(plan, "random_encoder", refused)
+    progress = Silent()
+    path = study_reconstruction(replace(options, methods=("vjp",), at=("1",)), progress)
+    assert "random weights is left out: half of it stays trained" in path.read_text(encoding="utf-8")
+    assert any("half of it stays trained" in note for note in progress.notes)
+    assert not any(quantity == "SSIM over random weights" for _, _, quantity in figures(Path("out")))
+
+
 def test_a_single_picture_has_no_exchange_and_a_copy_counts_once(options: StudyOptions) -> None:
     picture((40, 40), seed=0).save("in/copy.png")
     study_reconstruction(replace(options, images=("in/0.png", "in/copy.png"), methods=("vjp",)), Silent())
@@ -197,6 +286,10 @@ def test_fitted_correctors_stand_beside_the_unfitted(options: StudyOptions) -> N
     study_reconstruction(replace(options, methods=("fused",), correctors=(Path("planted.safetensors"),)), Silent())
     found = figures(Path("out"))
     assert {method for method, _, _ in found} == {"fused-unfitted", "fused-fitted"}
+    # What was fitted to this encoder's features means nothing to random ones.
+    assert {m for m, _, quantity in found if quantity == "SSIM over random weights"} == {"fused-unfitted"}
+    text = Path("out/reconstruction.md").read_text(encoding="utf-8")
+    assert "No figure for random weights: cascade fused, fitted." in text
     assert found["fused-unfitted", "2", "SSIM"] != found["fused-fitted", "2", "SSIM"]
 
 
@@ -227,6 +320,8 @@ def test_a_method_that_fails_is_counted_and_the_others_go_on(
         ({"methods": ("vjp",), "correctors": (Path("fitted"),)}, "correctors belong to the methods additive"),
         ({"seconds": 2.0}, "give one of them"),
         ({"limit": 0}, "limit=0 must be above 0"),
+        ({"steps": None, "seconds": float("inf")}, "seconds=inf must be above 0 and finite"),
+        ({"steps": None, "seconds": float("nan")}, "seconds=nan must be above 0 and finite"),
         ({"train": ("in",), "methods": ("upconvnet",)}, "is to be trained on, but is 0.png of the study"),
     ],
 )

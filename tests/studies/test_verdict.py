@@ -7,7 +7,7 @@ import io
 
 import pytest
 
-from pullback.studies.results import Results
+from pullback.studies.results import LOST_WITH_FEATURES, Results
 from pullback.studies.rows import Row
 from pullback.studies.tables import page, table
 from pullback.studies.verdict import verdict
@@ -41,9 +41,10 @@ def results(spread: float = 0.01, method: str = "blind", **changed: float) -> Re
         ({"null ssim": 0.6}, "explained by null 1", "SSIM over its null"),
         ({"ssim": 0.4, "null ssim": 0.4}, "explained by null 1", "SSIM over its null"),
         ({"ssim": 0.4}, "inconclusive", "SSIM over the best floor"),
-        ({"swap ssim to image": 0.6}, "explained by null 2a", "SSIM by the features"),
+        ({"swap ssim to image": 0.6}, "explained by null 2a", LOST_WITH_FEATURES),
         ({"swap correlation to image": 0.95}, "explained by null 2b", "swap: donor over image"),
         ({"transplant correlation": 0.0}, "explained by null 2c", "transplant: correlation"),
+        ({"transplant energy": 0.09}, "explained by null 2d", "transplant: energy inside over the area"),
     ],
 )
 def test_the_finding_names_the_null_that_explains_it(changed: dict[str, float], finding: str, quantity: str) -> None:
@@ -58,6 +59,23 @@ def test_a_wide_interval_decides_nothing() -> None:
     assert verdict(results(spread=0.5, **{"null ssim": 0.58}), "blind", 1).finding == "inconclusive"
 
 
+@pytest.mark.parametrize(
+    ("changed", "quantity"),
+    [
+        ({"null ssim": 0.58}, "SSIM over its null"),
+        ({"swap ssim to image": 0.58}, LOST_WITH_FEATURES),
+        ({"transplant correlation": 0.1}, "transplant: correlation"),
+    ],
+)
+def test_an_interval_across_the_margin_replicates_nothing_though_it_lies_above_0(
+    changed: dict[str, float], quantity: str
+) -> None:
+    planted = results(spread=0.02, **changed)
+    found = verdict(planted, "blind", 1)
+    assert (found.finding, found.quantity) == ("inconclusive", quantity)
+    assert 0 < found.interval.low < found.interval.high
+
+
 def test_the_raw_vjp_is_a_null_for_others_and_not_for_itself() -> None:
     ours, vanilla = results(), results(method="vjp")
     both = Results(
@@ -67,11 +85,30 @@ def test_the_raw_vjp_is_a_null_for_others_and_not_for_itself() -> None:
     assert verdict(both, "vjp", 1).finding == "replicated"
 
 
-def test_controls_that_were_not_run_are_passed_over_and_a_failed_method_is_inconclusive() -> None:
-    plain = {name: HONEST[name] for name in ("ssim", "floor", "null ssim")}
+@pytest.mark.parametrize(
+    ("known", "finding"),
+    [
+        ((), "inconclusive (not tried: swap, transplant)"),
+        (("swap",), "inconclusive (not tried: transplant)"),
+        (("transplant",), "inconclusive (not tried: swap)"),
+        (("swap", "transplant"), "replicated"),
+    ],
+)
+def test_nothing_is_replicated_without_the_controls_of_ownership(known: tuple[str, ...], finding: str) -> None:
+    plain = {n: v for n, v in HONEST.items() if n in ("ssim", "floor", "null ssim") or n.startswith(known)}
     rows = [Row("blind", 1, f"{i}.jpg", {n: v + 0.001 * i for n, v in plain.items()}) for i in range(5)]
     partly = Results([r.image for r in rows], {"blind": "blind"}, {1: "l"}, {("blind", 1): rows}, {}, 0)
-    assert verdict(partly, "blind", 1).finding == "replicated"
+    assert verdict(partly, "blind", 1).finding == finding
+
+
+def test_what_is_known_decides_where_a_control_was_not_tried() -> None:
+    plain = {"ssim": 0.6, "floor": 0.4, "null ssim": 0.6}
+    rows = [Row("blind", 1, f"{i}.jpg", {n: v + 0.001 * i for n, v in plain.items()}) for i in range(5)]
+    partly = Results([r.image for r in rows], {"blind": "blind"}, {1: "l"}, {("blind", 1): rows}, {}, 0)
+    assert verdict(partly, "blind", 1).finding == "explained by null 1, no features at all"
+
+
+def test_a_failed_method_is_inconclusive() -> None:
     failed = [Row("blind", 1, f"{i}.jpg", {}, "no luck") for i in range(5)]
     none = Results([r.image for r in failed], {"blind": "blind"}, {1: "l"}, {("blind", 1): failed}, {}, 0)
     assert verdict(none, "blind", 1).finding == "inconclusive"
@@ -85,6 +122,7 @@ def test_tables_say_what_the_rows_hold() -> None:
     assert "| 1 | the method | 60.0 [60.0, 60.0] | +40.0 [+40.0, +40.0] | +0.0 [+0.0, +0.0] | 20.0" in text  # the split
     assert "| 1 | the method | **replicated** | SSIM over the best floor: +0.200 [+0.200, +0.200] |" in text
     assert "a \\| b" in text and "share of the area (0.09)" in text and "41.7" in text
+    assert "| lost when only the features are exchanged | lost when the gates are exchanged after that | left |" in text
     widths = {line.count(" | ") for line in text.split("## Whose")[0].splitlines() if line.startswith("| 1 |")}
     assert widths == {12}
 

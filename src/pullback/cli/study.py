@@ -34,7 +34,8 @@ def reconstruction(
         str | None,
         typer.Option(
             metavar="NAME,NAME,...",
-            help="additive, fused, frozen, vjp, wiener, blind, mahendran, upconvnet; default: all, the last with --train.",
+            help="additive, fused, frozen, vjp, wiener, blind, blind-mean, decoder, mahendran, upconvnet; default: all, the last"
+            " with --train.",
         ),
     ] = None,
     controls: Annotated[
@@ -42,7 +43,9 @@ def reconstruction(
     ] = "transplant,swap,random",
     seconds: Annotated[
         float | None,
-        typer.Option(help="Of each iterative inverse; the first picture turns them into steps. Default: 10."),
+        typer.Option(
+            help="Of each iterative inverse; the first picture, drawn twice, turns them into steps. Default: 10."
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="The same in steps: equal bits on equal machines.")] = None,
     limit: Annotated[int | None, typer.Option(help="So many pictures, spread evenly over those given.")] = None,

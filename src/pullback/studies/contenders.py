@@ -26,14 +26,18 @@ MEMORY = "1GB"  # of cotangents held, so that a free machine and a busy one give
 
 @dataclass(frozen=True)
 class Budget:
-    """steps or seconds of each iterative inverse, for one picture and its null together; the other is None."""
+    """steps or seconds of each iterative inverse; the other is None.
+
+    Wiener and Mahendran & Vedaldi draw a picture and its null within them, the blind inverse its picture alone: its null,
+    searched once for a network and a number of steps and then kept, takes as many steps again.
+    """
 
     steps: int | None
     seconds: float | None
 
     def at(self, steps: float | None) -> Budget:
-        """The same number of steps as another picture took, where it took any."""
-        return self if steps is None else Budget(int(steps), None)
+        """Where seconds were given, the number of steps that another picture took in them, if it took any."""
+        return self if steps is None or self.seconds is None else Budget(int(steps), None)
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,8 @@ def _cascade(mode: str, correctors: Correctors | None, said: str, seed: int) -> 
         return Inverter(encoder, "cascade", mode, correctors=correctors, memory=MEMORY, seed=seed)
 
     key = f"{mode}-{said.replace(' ', '-')}"
-    return Contender(key, f"cascade {mode}, {said}", start, "" if correctors is None else correctors.digest)
+    about = "" if correctors is None else correctors.digest
+    return Contender(key, f"cascade {mode}, {said}", start, about, learned=correctors is not None)
 
 
 def _inverter(key: str, seed: int) -> Callable[[Encoder, Budget], Opener]:

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from pullback.encoders import Encoder
 from pullback.encoders.twin import twin
+from pullback.errors import EncoderError
 from pullback.measures import correlation
 
 SIDE = 0.3  # of the image's: 9 % of its area
+UNTOUCHED = 0.01  # share of the parameters up to which those that stay trained (layer scales, slopes) count for nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,27 +75,36 @@ def transplant(change: Tensor, image: Tensor, patch: Patch) -> Transplant:
 def random_encoder(encoder: Encoder, images: Sequence[Tensor], seed: int) -> Encoder:
     """The same architecture and stages with random weights: He et al. (2015), biases 0, norms 1 and 0.
 
-    Statistics of batch norms are estimated anew on the preprocessed images (C, H, W). Parameters of other layers stay.
+    Statistics of batch norms are estimated anew on the preprocessed images (C, H, W). Parameters of other layers stay; raises
+    EncoderError where they are more than a hundredth of all (weight_norm, parameters outside convolutions and linear layers),
+    since the network would be half a trained one, and where the images are too few for the statistics.
     """
     module = twin(encoder.module)
     generator = torch.Generator().manual_seed(seed)
     norms = []
+    redrawn: list[Tensor] = []
     with torch.no_grad():
         for layer in module.modules():
             weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
             if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear):
+                if "weight" not in layer._parameters:
+                    continue  # computed from others, as weight_norm does
                 drawn = torch.empty(layer.weight.shape, dtype=torch.float32, device="cpu")
                 nn.init.kaiming_normal_(drawn, nonlinearity="relu", generator=generator)
                 layer.weight = nn.Parameter(drawn.to(layer.weight), requires_grad=False)  # the old one is the user's
+                redrawn.append(layer.weight)
             elif isinstance(layer, nn.modules.batchnorm._BatchNorm | nn.GroupNorm | nn.LayerNorm):
                 if isinstance(weight, Tensor):
                     layer.weight = nn.Parameter(torch.ones_like(weight), requires_grad=False)
+                    redrawn.append(layer.weight)
             else:
                 continue
             if isinstance(bias, Tensor):
                 layer.bias = nn.Parameter(torch.zeros_like(bias), requires_grad=False)
+                redrawn.append(layer.bias)
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 norms.append(layer)
+        _refuse_trained(module, redrawn)
         _estimate(module, norms, torch.stack(list(images)).to(encoder.device, encoder.dtype))
     names = [stage.name for stage in encoder.stages]
 
@@ -111,12 +122,29 @@ def random_encoder(encoder: Encoder, images: Sequence[Tensor], seed: int) -> Enc
     return found if [stage.name for stage in found.stages] == names else split(names)
 
 
+def _refuse_trained(module: nn.Module, redrawn: Sequence[Tensor]) -> None:
+    """Raise EncoderError where too many parameters are not among those redrawn."""
+    done = {id(p) for p in redrawn}
+    sizes = {name: p.numel() for name, p in module.named_parameters() if id(p) not in done}
+    share = sum(sizes.values()) / max(1, sum(p.numel() for p in module.parameters()))
+    if share > UNTOUCHED:
+        raise EncoderError(
+            f"{share:.0%} of the network's weights cannot be drawn anew, the largest of them {max(sizes, key=sizes.__getitem__)!r}:"
+            " expected plain weights of convolutions, linear layers and norms (remove weight_norm and the like first)"
+        )
+
+
 def _estimate(module: nn.Module, norms: Sequence[nn.modules.batchnorm._BatchNorm], batch: Tensor) -> None:
-    """Running statistics of the batch, with all else in eval mode."""
+    """Running statistics of the batch, with all else in eval mode. Raises EncoderError where a norm sees one value a channel."""
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = 1.0
         norm.train()
     if norms:
-        module(batch)
+        try:
+            module(batch)
+        except ValueError as error:  # of a batch norm with a single value
+            raise EncoderError(
+                f"the batch norms of a random network cannot be estimated on {len(batch)} image(s): {error}; give more images"
+            ) from error
     module.eval()

@@ -17,8 +17,9 @@ class StudyOptions:
 
     methods: of METHODS, None for all that can run (`upconvnet` needs `train`); "blind-mean" is the blind inverse from the mean
     colour, "decoder" its taught start alone. at: stages to draw, by number or name, None for
-    all. controls: of CONTROLS. seconds or steps: of each iterative inverse, for one picture and its null; seconds become
-    steps at the first picture, and all others take as many, while `steps` gives the same bits every time. limit: so many
+    all. controls: of CONTROLS. seconds or steps: of each iterative inverse for one picture (Wiener and Mahendran & Vedaldi:
+    seconds of the null too); seconds become steps at the first picture, and all others take as many, while `steps` gives the
+    same bits every time. limit: so many
     pictures, spread evenly over those given. correctors: files of fitted ones; empty for those that come with the encoder, if
     any. train: pictures for the UpConvNet, train_seconds for each stage's. lpips_backbone: a file of torchvision's
     `squeezenet1_1`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from pullback import __version__
 from pullback.encoders import Encoder, load_encoder
-from pullback.errors import OptionError
+from pullback.errors import EncoderError, OptionError
 from pullback.explain.options import Progress
 from pullback.images import load_image
 from pullback.inversion import Correctors, shipped_correctors
@@ -48,6 +49,7 @@ class Plan:
     subjects: Sequence[Subject]
     run: str  # fingerprint of what all rows share
     seed: int
+    refused: str | None = None  # why there is no random encoder, though it was asked for
 
     def path(self, folder: Path, subject: Subject, stage: int, method: str) -> Path:
         return folder / "rows" / f"{subject.digest[:16]}-{stage}-{method}.json"
@@ -70,8 +72,8 @@ def check(options: StudyOptions) -> None:
         raise OptionError(f"steps={options.steps} and seconds={options.seconds} were both given; give one of them")
     for name in ("steps", "seconds", "limit", "train_seconds"):
         value = getattr(options, name)
-        if value is not None and not value > 0:
-            raise OptionError(f"{name}={value} must be above 0")
+        if value is not None and not 0 < value < math.inf:
+            raise OptionError(f"{name}={value} must be above 0 and finite")
 
 
 def planned(options: StudyOptions, files: Sequence[Path], folder: Path, progress: Progress) -> Plan:
@@ -111,20 +113,24 @@ def planned(options: StudyOptions, files: Sequence[Path], folder: Path, progress
             seed=options.seed,
             without={s.digest: s.name for s in subjects},
         )
-    stranger = None
+    stranger, refused = None, None
     if "random" in options.controls:
-        stranger = random_encoder(encoder, [s.image for s in subjects[:ESTIMATED]], options.seed)
+        try:
+            stranger = random_encoder(encoder, [s.image for s in subjects[:ESTIMATED]], options.seed)
+        except EncoderError as error:
+            refused = f"the control of random weights is left out: {error}"
+            progress.note(f"note: {refused}")
     methods = contenders(chosen, correctors=fitted, decoders=decoders, training=training, seed=options.seed)
     backbone = (
         None if options.lpips_backbone is None else hashlib.sha256(options.lpips_backbone.read_bytes()).hexdigest()
     )
     shared = (
         __version__, encoder.name, encoder.weights_digest, repr(encoder.preprocessing), [s.name for s in encoder.stages],
-        str(encoder.device), budget, tuple(c for c in CONTROLS if c in options.controls), backbone, options.seed,
+        str(encoder.device), tuple(c for c in CONTROLS if c in options.controls), backbone, options.seed,
         None if stranger is None else stranger.weights_digest,
     )  # fmt: skip
     bench = Bench(encoder, budget, options.controls, distance, stranger)
-    return Plan(bench, methods, stages, subjects, repr(shared), options.seed)
+    return Plan(bench, methods, stages, subjects, repr(shared), options.seed, refused)
 
 
 def _subjects(encoder: Encoder, files: Sequence[Path], seed: int) -> list[Subject]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pullback import __version__
 from pullback.errors import PullbackError
 from pullback.explain.options import Progress
 from pullback.images import image_files, output_folder, write_whole
+from pullback.inversion import Inverter
 from pullback.pictures.display import png, to_image
 from pullback.studies.contenders import Budget, Contender
 from pullback.studies.options import StudyOptions
@@ -44,7 +46,8 @@ def study_reconstruction(options: StudyOptions, progress: Progress) -> Path:
     """Do what the options say and return the page to open: `reconstruction.md`, beside a CSV table and a sheet for each stage.
 
     What cannot work raises before the first picture is drawn. Rows that are there from the same settings are kept, so the
-    same command carries on after an interrupt; a new folder is for changed code, which is told apart by its version alone. A
+    same command carries on after an interrupt. Settings include the number of steps that the first picture settled, so rows of
+    another number are drawn anew; a new folder is for changed code, which is told apart by its version alone. A
     method that fails on an image is counted in the tables.
     """
     check(options)
@@ -64,6 +67,7 @@ def _rows(plan: Plan, floors: Sequence[float], folder: Path, progress: Progress)
     (folder / "rows").mkdir(exist_ok=True)
     rows: dict[tuple[str, int], list[Row]] = {(m.key, s): [] for s in plan.stages for m in plan.methods}
     progress.start(len(rows) * len(plan.subjects), "reading")
+    _teach(plan, progress)
     before: dict[tuple[str, int], Tensor] = {}
     budgets: dict[tuple[str, int], Budget] = {}
     for index, subject in enumerate(plan.subjects):
@@ -71,11 +75,11 @@ def _rows(plan: Plan, floors: Sequence[float], folder: Path, progress: Progress)
         for stage in plan.stages:
             for method in plan.methods:
                 path = plan.path(folder, subject, stage, method.key)
-                run = _fingerprint(plan, method, subject, shown=index < SHOWN)
+                budget = budgets.get((method.key, stage), plan.bench.budget)
+                run = _fingerprint(plan, method, subject, budget, shown=index < SHOWN)
                 row = kept(path, run)
                 if row is None:
                     progress.advance(0, f"{subject.name}, stage {stage}: {method.title}")
-                    budget = budgets.get((method.key, stage), plan.bench.budget)
                     donor = before.get((method.key, stage))
                     row, tried = _row(plan, method, stage, subject, budget, floors[index], donor)
                     keep(path, row, run, tried.shown if tried is not None and index < SHOWN else {})
@@ -114,9 +118,18 @@ def _row(
     return Row(method.key, stage, subject.name, found.values), found
 
 
-def _fingerprint(plan: Plan, method: Contender, subject: Subject, shown: bool) -> str:
+def _teach(plan: Plan, progress: Progress) -> None:
+    """Teach the decoders of the stages, once and before the first clock starts, where a method begins with them."""
+    if {"blind", "decoder"} & {m.key for m in plan.methods}:
+        progress.advance(0, "teaching decoders on synthetic pictures")
+        # A network that cannot be taught fails again in its rows, where it is counted.
+        with suppress(PullbackError), Inverter(plan.bench.encoder, "decoder")(plan.subjects[0].image) as session:
+            session.stage(plan.stages[0])
+
+
+def _fingerprint(plan: Plan, method: Contender, subject: Subject, budget: Budget, shown: bool) -> str:
     guest = b"" if subject.guest is None else subject.guest.patch.pasted.cpu().numpy().tobytes()
-    said = (plan.run, method.key, method.about, subject.digest, hashlib.sha256(guest).hexdigest(), shown)
+    said = (plan.run, budget, method.key, method.about, subject.digest, hashlib.sha256(guest).hexdigest(), shown)
     return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
@@ -154,8 +167,11 @@ def _written(
 
 def _said(budget: Budget) -> str:
     if budget.steps is not None:
-        return f"{budget.steps} steps for a picture and its null"
-    return f"{budget.seconds:g} s for the first picture and its null; all others take the same number of steps"
+        return f"{budget.steps} steps for each picture and for its null"
+    return (
+        f"{budget.seconds:g} s for the first picture (Wiener, Mahendran & Vedaldi: and its null; the null of the blind inverse is "
+        "searched once more beside), which is then drawn again in the number of steps that this gave, and so are all others"
+    )
 
 
 def _notes(plan: Plan, results: Results) -> list[str]:
@@ -170,15 +186,20 @@ def _notes(plan: Plan, results: Results) -> list[str]:
         notes.append(
             f"With fewer than {FEW} images the intervals are too narrow: of 3 images they cover 76 %, not 95 %."
         )
-    if plan.bench.stranger is None:
+    if plan.refused is not None:
+        notes.append(plan.refused)
+    elif plan.bench.stranger is None:
         notes.append("The random-weight encoder was not asked for.")
     if "vjp" in results.titles:
         notes.append(
             "The raw VJP is no picture but a signed map: the sheets show it around grey, each to its own scale, while SSIM is "
             "taken of it de-normalised and clamped like all others."
         )
-    if any(m.learned for m in plan.methods):
-        notes.append("UpConvNet has no row for random weights: its decoder was trained for these features alone.")
+    learned = [m.title for m in plan.methods if m.learned]
+    if learned and plan.bench.stranger is not None:
+        notes.append(
+            f"No figure for random weights: {'; '.join(learned)}. What they learnt is for these features alone."
+        )
     errors = {
         f"{results.titles[m]}: {row.error}" for (m, _), found in results.rows.items() for row in found if row.error
     }

@@ -11,6 +11,10 @@ from pullback.studies.rows import Row
 Column = list[float | None]
 """One value for each image, in the order of the images; None where a row has none."""
 
+LOST_WITH_FEATURES = "SSIM lost when only the features are exchanged"
+LOST_WITH_GATES = "SSIM lost when the gates are exchanged after that"
+LEFT = "SSIM left when both are exchanged"
+
 
 @dataclass(frozen=True)
 class Quantity:
@@ -29,9 +33,9 @@ QUANTITIES = (
     Quantity("SSIM over the raw VJP", "ssim", "ssim", "vjp"),
     Quantity("SSIM over the blind inverse", "ssim", "ssim", "blind"),
     Quantity("SSIM over random weights", "ssim", "random ssim"),
-    Quantity("SSIM by the features", "ssim", "swap ssim to image"),
-    Quantity("SSIM by the gates", "swap ssim to image", "foreign ssim"),
-    Quantity("SSIM without either", "foreign ssim"),
+    Quantity(LOST_WITH_FEATURES, "ssim", "swap ssim to image"),
+    Quantity(LOST_WITH_GATES, "swap ssim to image", "foreign ssim"),
+    Quantity(LEFT, "foreign ssim"),
     Quantity("correlation", "correlation"),
     Quantity("null: correlation", "null correlation"),
     Quantity("correlation over the blind inverse", "correlation", "correlation", "blind"),
@@ -44,6 +48,7 @@ QUANTITIES = (
     Quantity("clamped share", "clamped"),
     Quantity("transplant: correlation", "transplant correlation"),
     Quantity("transplant: energy inside", "transplant energy"),
+    Quantity("transplant: energy inside over the area", "transplant energy", "transplant area"),
     Quantity("swap: correlation with the image", "swap correlation to image"),
     Quantity("swap: correlation with the donor", "swap correlation to donor"),
     Quantity("swap: SSIM with the image", "swap ssim to image"),

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pullback.pictures.plain import number, readable
 from pullback.studies.bootstrap import Interval, bootstrap
 from pullback.studies.metrics import LPIPS
-from pullback.studies.results import QUANTITIES, Results
+from pullback.studies.results import LEFT, LOST_WITH_FEATURES, LOST_WITH_GATES, QUANTITIES, Results
 from pullback.studies.verdict import verdict
 
 CLAIM = """\
@@ -33,7 +33,9 @@ NEARNESS = f"""\
 Means over the images with 95 % bootstrap intervals. SSIM x100 of de-normalised, clamped colours. *Over* a floor or a null: the
 paired difference, image by image; the floor is the best of each image's. Correlation: of all preprocessed values. Misfit:
 ||F(x) - F|| / ||F||, 1 for no features at all. Clamped: values outside [0, 1]. LPIPS x100: {LPIPS}, not the backbone of the
-paper. s/image: of the picture and its null. MB: the most that the whole process (on an accelerator: its memory) held meanwhile."""
+paper. s/image: what one drawing takes, the null with it; but the blind inverse searches its null once for a network and a number
+of steps and keeps it, so that only the first image can have paid for it, and its decoder, also taught once, is not counted. MB: the
+most that the whole process (on an accelerator: its memory) held meanwhile."""
 OWNERSHIP = """\
 Patch: of another image, pasted in before the features are taken, while the gates stay the image's own; the correlation of the
 picture's change with the true change inside the patch (1: the patch appears; 0: nothing of it does), and the share of the
@@ -41,8 +43,9 @@ change's energy inside, beside the patch's share of the area ({area}). Swap: all
 own; whom does the picture resemble? Random weights: SSIM x100 minus that of the same method through the same architecture
 untrained: below 0 training cost likeness. It says whether training matters, and is no part of the verdict."""
 SPLIT = """\
-SSIM x100 in parts that add up: what goes when the features are another image's (features), what then goes when the gates are that
-image's too (gates), and what is left, the likeness of any two such pictures (prior and the rest)."""
+SSIM x100 in parts that add up: what is lost when only the features are another image's, what is lost when the gates are that
+image's too, and what is left, the likeness of any two such pictures. The order matters: features and gates that do not belong
+together can break a picture whatever the features hold, so the first column is no evidence of features by itself."""
 AGAINST_BLIND = """\
 Each method minus the blind inverse, paired. Below 0 the blind inverse has the higher SSIM or correlation, and the higher, that is
 worse, LPIPS."""
@@ -154,12 +157,13 @@ def _ownership(results: Results) -> str:
 
 
 def _split(results: Results) -> str:
-    names = ("SSIM", "SSIM by the features", "SSIM by the gates", "SSIM without either")
+    names = ("SSIM", LOST_WITH_FEATURES, LOST_WITH_GATES, LEFT)
     lines = []
     for method, stage in results.rows:
-        cells = [interval(results.interval(method, stage, n), 100, 1, signed="by" in n) for n in names]
+        cells = [interval(results.interval(method, stage, n), 100, 1, signed="lost" in n) for n in names]
         lines.append((str(stage), results.titles[method], *cells))
-    return _markdown(("stage", "method", "SSIM", "features", "gates", "prior and the rest"), lines)
+    head = ("lost when only the features are exchanged", "lost when the gates are exchanged after that", "left")
+    return _markdown(("stage", "method", "SSIM", *head), lines)
 
 
 def _against_blind(results: Results) -> list[str]:

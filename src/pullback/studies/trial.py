@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from pullback.encoders import Encoder
+from pullback.errors import PullbackError
 from pullback.pictures import Display, Picture
 from pullback.studies.contenders import Budget, Contender
 from pullback.studies.controls import Guest, transplant
 from pullback.studies.floors import floors
 from pullback.studies.memory import forget_peak, peak
 from pullback.studies.metrics import Distance, feature_misfit, likeness
+from pullback.studies.sessions import Opener
 
 
 @dataclass(frozen=True)
@@ -61,18 +65,18 @@ def try_method(
     """Draw and measure. image: (C, H, W) preprocessed; without a guest no features are exchanged.
 
     floor: SSIM of the image's best floor. donor_picture: the method's picture of the donor at this stage, where it is at hand.
+    Seconds become steps by a trial that is thrown away: a search that lateness cut off is no match for one of as many steps,
+    and what is measured, its controls and all other images are to take the same. The donor's own picture and the random
+    network's may fail: their figures are left out. Raises PullbackError for all else that cannot be drawn.
     """
     encoder, device = bench.encoder, bench.encoder.device
     features = encoder.features(image, stage)
-    forget_peak(device)
-    begun = time.perf_counter()
-    with contender.start(encoder, bench.budget)(image) as session:
-        own = session.stage(stage)
-        seconds = time.perf_counter() - begun
-        memory = peak(device)
-    taken = own.figures.get("steps")
-    steps = float(taken) if isinstance(taken, int | float) else None
-    again = bench.budget.at(steps)
+    budget = bench.budget
+    own, seconds, memory = _clocked(contender.start(encoder, budget), image, stage, device)
+    again = budget.at(_steps(own))
+    if again != budget:
+        own, seconds, memory = _clocked(contender.start(encoder, again), image, stage, device)
+    steps = _steps(own)
     values = {
         **likeness(own.tensor, image, bench.display, bench.distance),
         "misfit": feature_misfit(encoder, own.tensor, features, stage),
@@ -105,17 +109,32 @@ def try_method(
                     there = likeness(picture.tensor, whom, bench.display, None)
                     values |= {f"swap {name} to {to}": value for name, value in there.items()}
                 if donor_picture is None:
-                    with contender.start(encoder, again)(donor) as other:
+                    with suppress(PullbackError), contender.start(encoder, again)(donor) as other:
                         donor_picture = other.stage(stage).tensor
-                there = likeness(donor_picture, image, bench.display, None)
-                values |= {f"foreign {name}": value for name, value in there.items()}
+                if donor_picture is not None:
+                    there = likeness(donor_picture, image, bench.display, None)
+                    values |= {f"foreign {name}": value for name, value in there.items()}
     if bench.stranger is not None and not contender.learned:
-        with contender.start(bench.stranger, again)(image) as session:
+        with suppress(PullbackError), contender.start(bench.stranger, again)(image) as session:
             picture = session.stage(stage)
-        there = likeness(picture.tensor, image, bench.display, None)
-        values |= {f"random {name}": value for name, value in there.items()}
-        shown["random"] = picture.rgb()
+            there = likeness(picture.tensor, image, bench.display, None)
+            values |= {f"random {name}": value for name, value in there.items()}
+            shown["random"] = picture.rgb()
     return Tried(values, own.tensor, shown)
+
+
+def _clocked(opener: Opener, image: Tensor, stage: int, device: torch.device) -> tuple[Picture, float, int | None]:
+    """The picture of a stage, the seconds it took, and the most memory held meanwhile."""
+    forget_peak(device)
+    begun = time.perf_counter()
+    with opener(image) as session:
+        picture = session.stage(stage)
+        return picture, time.perf_counter() - begun, peak(device)
+
+
+def _steps(picture: Picture) -> float | None:
+    taken = picture.figures.get("steps")
+    return float(taken) if isinstance(taken, int | float) else None
 
 
 def _null(picture: Picture) -> Image.Image:

@@ -2,7 +2,8 @@
 
 Claim: SSIM with the image lies above every floor, above what the method draws without features and with another image's, above
 the raw VJP; with another image's features the picture is rather that image's; and what is pasted into the features appears where
-it was pasted. Nulls are tried in the order of their numbers.
+it was pasted. Nulls are tried in the order of their numbers. Without the last two controls nothing is replicated: SSIM alone
+does not tell whose picture it is.
 """
 
 from __future__ import annotations
@@ -10,34 +11,44 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pullback.studies.bootstrap import Interval
-from pullback.studies.results import Results
+from pullback.studies.results import LOST_WITH_FEATURES, Results
 
 REPLICATED, NOT_REPLICATED, INCONCLUSIVE = "replicated", "not replicated", "inconclusive"
 
 
 @dataclass(frozen=True)
 class Null:
-    """Another explanation of the score: the quantity that must lie above 0, and how little of it is nothing."""
+    """Another explanation of the score: the quantity that must lie above the margin, and how little of it is nothing.
+
+    control: of the study's options, without which nobody knows; None where every row tells.
+    """
 
     words: str
     quantity: str
     margin: float
+    control: str | None = None
 
 
 FLOOR = Null("the best floor", "SSIM over the best floor", 0.0)
 VANILLA = Null("null 3, the raw VJP", "SSIM over the raw VJP", 0.02)
 NULLS = (
     Null("null 1, no features at all", "SSIM over its null", 0.02),
-    Null("null 2a, another image's features under its gates", "SSIM by the features", 0.02),
-    Null("null 2b, the image's own gates: its picture whatever the features", "swap: donor over image", 0.0),
-    Null("null 2c, a picture that no pasted patch appears in", "transplant: correlation", 0.1),
+    Null("null 2a, another image's features under its gates", LOST_WITH_FEATURES, 0.02, "swap"),
+    Null("null 2b, the image's own gates: its picture whatever the features", "swap: donor over image", 0.0, "swap"),
+    Null("null 2c, a picture that no pasted patch appears in", "transplant: correlation", 0.1, "transplant"),
+    Null(
+        "null 2d, a picture that a pasted patch changes everywhere alike",
+        "transplant: energy inside over the area",
+        0.02,
+        "transplant",
+    ),
     VANILLA,
 )
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """finding: one of replicated, explained by null k, not replicated, inconclusive. quantity: what decided, and its interval."""
+    """finding: replicated, explained by null k, not replicated, inconclusive. quantity: what decided, and its interval."""
 
     finding: str
     quantity: str
@@ -45,22 +56,28 @@ class Verdict:
 
 
 def verdict(results: Results, method: str, stage: int) -> Verdict:
-    """Nulls of which the study knows nothing (a control that was not asked for) are passed over.
+    """The intervals decide, each on its whole length.
 
-    The intervals decide: one below 0 for the floor says not replicated; else the first null whose interval lies below its
-    margin explains the score; else the first interval that does not lie above 0 leaves it inconclusive; else the claim is
-    replicated, and the interval over the best floor is told.
+    One below 0 for the floor says not replicated; else the first null whose interval lies below its margin explains the
+    score; else the first interval that does not lie above its margin leaves it inconclusive, and so does a control of
+    ownership (transplant, swap) that was not tried; else the claim is replicated, and the interval over the best floor is
+    told. The raw VJP is passed over where it was not drawn.
     """
     floor = results.interval(method, stage, FLOOR.quantity)
     if floor.high < 0:
         return Verdict(NOT_REPLICATED, FLOOR.quantity, floor)
     undecided = [] if floor.low > 0 else [Verdict(INCONCLUSIVE, FLOOR.quantity, floor)]
+    untried: list[str] = []
     for null in NULLS:
         found = results.interval(method, stage, null.quantity)
         if found.count == 0 or (null is VANILLA and method == "vjp"):
+            untried += [null.control] if null.control is not None else []
             continue
         if found.high < null.margin:
             return Verdict(f"explained by {null.words}", null.quantity, found)
-        if not found.low > 0:
+        if not found.low > null.margin:
             undecided.append(Verdict(INCONCLUSIVE, null.quantity, found))
-    return undecided[0] if undecided else Verdict(REPLICATED, FLOOR.quantity, floor)
+    if undecided:
+        return undecided[0]
+    said = f"{INCONCLUSIVE} (not tried: {', '.join(dict.fromkeys(untried))})" if untried else REPLICATED
+    return Verdict(said, FLOOR.quantity, floor)
