@@ -111,8 +111,9 @@ def test_interrupt_leaves_with_130_and_says_how_to_carry_on(recipe: Recipe, run:
     recipe.action = raising(KeyboardInterrupt())
     ran = run("explain", "--out", "out")
     assert (ran.status, ran.out) == (130, "")
-    assert ran.err.startswith("interrupted: ")
+    assert ran.err.startswith("interrupted: ") and "--overwrite" not in ran.err
     assert ran.err.count("\n") == 1
+    assert "the same command without --overwrite carries on" in run("explain", "--out", "out", "--overwrite").err
 
 
 def test_a_fault_is_one_line_with_1(recipe: Recipe, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
