@@ -18,7 +18,6 @@ from functools import partial
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 import pullback as pb
 from pullback.graph import plain_autograd
@@ -27,7 +26,9 @@ from pullback.inversion.iterative import BOLD, CAREFUL
 from pullback.inversion.leaky import leaky_rules
 from pullback.inversion.taught import decoders
 from pullback.measures import correlation
+from pullback.pictures import Display
 from pullback.studies.bootstrap import bootstrap
+from pullback.studies.floors import floors
 from pullback.studies.metrics import ssim
 
 TOGETHER = 4
@@ -47,8 +48,11 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     encoder = pb.load_encoder(chosen.encoder, weights=chosen.weights, preprocessing=chosen.preprocessing)
     images = torch.stack([encoder.preprocess(p) for p in chosen.pictures])
-    rgb = _rgb(encoder, images)
-    floor = torch.maximum(_ssims(_flat(rgb), rgb), _ssims(_thumbnails(rgb), rgb))
+    display = Display(tuple(encoder.preprocessing.mean), tuple(encoder.preprocessing.std))
+    rgb = display.colours(images).clamp(0, 1)
+    known = [floors(image, display) for image in images]
+    of_floors = [torch.stack([k[name] for k in known]) for name in ("mean colour", "8x8 thumbnail")]
+    floor = torch.maximum(*(_ssims(display.colours(f).clamp(0, 1), rgb) for f in of_floors))
     print(
         f"{encoder.name}, {len(images)} pictures of {tuple(images.shape[2:])}, {chosen.steps} steps, start: {chosen.start}\n"
     )
@@ -60,7 +64,7 @@ def main() -> None:
         seconds = (time.perf_counter() - begun) / len(images)
         pictures, misfits = (torch.cat(parts) for parts in zip(*found, strict=True))
         near = torch.tensor([correlation(a, b) for a, b in zip(pictures, images, strict=True)])
-        columns.append(_rgb(encoder, pictures))
+        columns.append(display.colours(pictures).clamp(0, 1))
         alike = _ssims(columns[-1], rgb)
         cells = [
             f"{stage.number} {stage.name}", _interval(near, 3), _interval(alike, 2), f"{float(floor.mean()):.2f}",
@@ -88,20 +92,6 @@ def _inverse(encoder: pb.Encoder, images: Tensor, level: int, chosen: argparse.N
             retreat=careful,
         )
     return found.x, found.misfit
-
-
-def _rgb(encoder: pb.Encoder, images: Tensor) -> Tensor:
-    mean, std = (torch.tensor(v)[:, None, None] for v in (encoder.preprocessing.mean, encoder.preprocessing.std))
-    return (images * std + mean).clamp(0, 1)
-
-
-def _flat(rgb: Tensor) -> Tensor:
-    return rgb.mean((2, 3), keepdim=True).expand_as(rgb)
-
-
-def _thumbnails(rgb: Tensor) -> Tensor:
-    small = F.interpolate(rgb, (8, 8), mode="area")
-    return F.interpolate(small, rgb.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
 
 
 def _ssims(a: Tensor, b: Tensor) -> Tensor:

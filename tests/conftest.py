@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -27,6 +27,16 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 # Small networks gain nothing from threads, and `make test` runs a process on each core.
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[None]:
+    """The caller's default device is another one, on which nothing can be computed."""
+    torch.set_default_device("meta")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,15 +22,6 @@ ENCODER, X = small_encoder(), image()
 PHOTOGRAPH = Image.fromarray(pb.scene(5).image)
 REGION = np.zeros((16, 16), dtype=bool)
 REGION[:6] = True
-
-
-@pytest.fixture
-def elsewhere() -> Iterator[None]:
-    torch.set_default_device("meta")
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
 
 
 def products() -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -282,15 +282,6 @@ def test_what_is_held_back_depends_on_pixels_and_seed_alone() -> None:
     assert any(examples(IMAGES) != examples(IMAGES, seed) for seed in (1, 2, 3))
     found = examples_of(ENCODER, IMAGES + IMAGES[:4], SMALL)
     assert (len(found.fitted), len(found.held), found.repeated) == (6, 3, 4)
-
-
-@pytest.fixture
-def elsewhere() -> Iterator[None]:
-    torch.set_default_device("meta")
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
 
 
 def test_the_callers_modes_change_nothing(whole: Path, elsewhere: None) -> None:

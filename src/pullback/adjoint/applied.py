@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_iter, tree_map
 
@@ -52,6 +53,27 @@ class Applied:
             return self.op.func(*self.args, **self.kwargs)
         args, kwargs = tree_map(lambda a: a.clone() if isinstance(a, Tensor) else a, (self.args, self.kwargs))
         return self.op.func(*args, **kwargs)
+
+    def on_leaves(self, shape: tuple[int, ...] | None = None) -> tuple[Any, dict[int, Tensor]]:
+        """The output as a function that autograd follows, and its leaves: copies of the live tensors, by number.
+
+        shape: what the leaves are broadcast to.
+        """
+        leaves: dict[int, Tensor] = {}
+        positions = iter(range(len(self.tensors)))
+
+        def fed(argument: Any) -> Any:
+            if not isinstance(argument, Tensor):
+                return argument
+            j = next(positions)
+            if not self.live[j]:
+                return argument.clone() if self.op.writes else argument
+            value = argument.detach()
+            leaves[j] = (value if shape is None else value.expand(shape)).clone().requires_grad_()
+            return leaves[j].clone()  # which an operation in place may write
+
+        with torch.enable_grad():
+            return self.op.func(*tree_map(fed, self.args), **tree_map(fed, self.kwargs)), leaves
 
     def only_first(self) -> bool:
         """Whether nothing but the first tensor is live."""

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from pullback.adjoint.applied import Applied, Local, NoRule
 from pullback.adjoint.maps import (
@@ -20,26 +19,13 @@ from pullback.adjoint.maps import (
 
 def pointwise(a: Applied) -> tuple[Any, list[Local]]:
     """f(x, ...) entry by entry: a diagonal, whose entries autograd knows."""
-    leaves: dict[int, Tensor] = {}
     shape = torch.broadcast_shapes(*(t.shape for t in a.tensors))
-    positions = iter(range(len(a.tensors)))
-
-    def fed(argument: Any) -> Any:
-        if not isinstance(argument, Tensor):
-            return argument
-        j = next(positions)
-        if not a.live[j]:
-            return argument
-        leaves[j] = argument.detach().expand(shape).clone().requires_grad_()
-        return leaves[j].clone()  # which an operation in place may write
-
-    with torch.enable_grad():
-        out = a.op.func(*tree_map(fed, a.args), **tree_map(fed, a.kwargs))
-        if not isinstance(out, Tensor) or out.shape != shape:
-            raise NoRule
-        if not out.requires_grad:  # a comparison, a sign
-            return out.detach(), []
-        slopes = torch.autograd.grad(out, list(leaves.values()), torch.ones_like(out), materialize_grads=True)
+    out, leaves = a.on_leaves(shape)
+    if not isinstance(out, Tensor) or out.shape != shape:
+        raise NoRule
+    if not out.requires_grad:  # a comparison, a sign
+        return out.detach(), []
+    slopes = torch.autograd.grad(out, list(leaves.values()), torch.ones_like(out), materialize_grads=True)
     return out.detach(), [(0, j, _diagonal(s, a.tensors[j].shape)) for j, s in zip(leaves, slopes, strict=True)]
 
 

@@ -14,20 +14,7 @@ from pullback.adjoint.maps import Recorded
 
 def recorded(a: Applied) -> tuple[Any, list[Local]]:
     """By autograd, of this operation alone."""
-    leaves: dict[int, Tensor] = {}
-    positions = iter(range(len(a.tensors)))
-
-    def fed(argument: Any) -> Any:
-        if not isinstance(argument, Tensor):
-            return argument
-        j = next(positions)
-        if not a.live[j]:
-            return argument.clone() if a.op.writes else argument
-        leaves[j] = argument.detach().clone().requires_grad_()
-        return leaves[j].clone()
-
-    with torch.enable_grad():
-        out = a.op.func(*tree_map(fed, a.args), **tree_map(fed, a.kwargs))
+    out, leaves = a.on_leaves()
     flat = [o for o in tree_iter(out) if isinstance(o, Tensor)]
     edges: list[Local] = [
         (k, j, Recorded(o, leaf)) for k, o in enumerate(flat) for j, leaf in leaves.items() if _connected(o, leaf)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pullback.cli.options import Classes, Preprocessing, Stages, Weights, stage_names
+from pullback.cli.options import Classes, Preprocessing, Stages, Weights, listed
 from pullback.errors import OptionError
 
 
@@ -28,11 +28,7 @@ def encoders(
     if show is not None:
         if text is not None:
             raise OptionError(f"both {text!r} and --show {show!r} were given; list encoders or show one, not both")
-        print(
-            load_encoder(
-                show, weights=weights, classes=classes, preprocessing=preprocessing, stages=stage_names(stages)
-            )
-        )
+        print(load_encoder(show, weights=weights, classes=classes, preprocessing=preprocessing, stages=listed(stages)))
         return
     if any(value is not None for value in (weights, classes, preprocessing, stages)):
         raise OptionError(

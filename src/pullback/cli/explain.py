@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pullback.cli.options import Classes, Preprocessing, Spec, Stages, Weights, stage_names
+from pullback.cli.options import Classes, Preprocessing, Spec, Stages, Weights, listed
 
 
 class Start(StrEnum):
@@ -75,7 +75,7 @@ def explain(
         weights=weights,
         classes=classes,
         preprocessing=preprocessing,
-        stages=stage_names(stages),
+        stages=listed(stages),
         correctors=correctors,
         device=device,
         quality=quality.value,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pullback.cli.options import Classes, Preprocessing, Spec, Stages, Weights, stage_names
+from pullback.cli.options import Classes, Preprocessing, Spec, Stages, Weights, listed
 from pullback.errors import NumericsError, PullbackError, StageError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def fit(
                 weights=weights,
                 classes=classes,
                 preprocessing=preprocessing,
-                stages=stage_names(stages),
+                stages=listed(stages),
                 device=own_device,
             )
             telling.note(*(f"note: {text}" for text in (*net.preprocessing.assumed, *net.notes)))

@@ -28,6 +28,6 @@ Stages = Annotated[
 ]
 
 
-def stage_names(stages: str | None) -> tuple[str, ...] | None:
-    """The modules that `--stages` lists, or None where the stages are to be found."""
-    return None if stages is None else tuple(name.strip() for name in stages.split(","))
+def listed(text: str | None) -> tuple[str, ...] | None:
+    """The names of a comma-separated option, or None where it was not given."""
+    return None if text is None else tuple(name.strip() for name in text.split(","))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pullback.cli.options import Classes, Preprocessing, Spec, Stages, Weights, stage_names
+from pullback.cli.options import Classes, Preprocessing, Spec, Stages, Weights, listed
 
 study = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Put a claim to the test, null models beside it.")
 
@@ -82,10 +82,10 @@ def reconstruction(
         weights=weights,
         classes=classes,
         preprocessing=preprocessing,
-        stages=stage_names(stages),
-        methods=_listed(methods),
-        at=_listed(at),
-        controls=() if controls == "none" else _listed(controls) or (),
+        stages=listed(stages),
+        methods=listed(methods),
+        at=listed(at),
+        controls=() if controls == "none" else listed(controls) or (),
         seconds=seconds,
         steps=steps,
         limit=limit,
@@ -103,7 +103,3 @@ def reconstruction(
             progress.note("interrupted: the rows that are finished stay; the same command carries on from there")
             raise
     typer.echo(os.fsencode(written))  # the very bytes of the name, whatever the terminal's encoding
-
-
-def _listed(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(name.strip() for name in text.split(","))

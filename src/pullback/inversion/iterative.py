@@ -108,8 +108,25 @@ class WienerMethod:
         return Drawn(pictures[:k], pictures[k:], figures, notes, natural=None if centred else False)
 
 
+class _WholeStages:
+    """What features alone draw: no channel and no class has features of its own for a search to meet."""
+
+    def channels(self, level: int, channels: Tensor) -> Drawn:
+        raise self._only("channels")
+
+    def directions(self, level: int, omega: Tensor) -> Drawn:
+        raise self._only("class directions")
+
+    def seeded(self, seed: Tensor, level: int) -> Drawn:
+        raise self._only("single seeds (read-outs, certificates)")
+
+    @staticmethod
+    def _only(what: str) -> OptionError:
+        return OptionError(f"the blind inverse draws whole stages only; for {what} use method='cascade' or 'vjp'")
+
+
 @dataclass
-class BlindMethod:
+class BlindMethod(_WholeStages):
     """The blind inverse (spec 3c): features only, no gate of the image. Null: the blind inverse of zero features.
 
     Of `prior` the mean, the colours and the size count; the spectrum is that of the stage's recipe. start: "taught", what the
@@ -222,18 +239,9 @@ class BlindMethod:
                 retreat=None if retreat is None else leaking(retreat),
             )
 
-    def channels(self, level: int, channels: Tensor) -> Drawn:
-        raise _whole_stages_only("channels")
-
-    def directions(self, level: int, omega: Tensor) -> Drawn:
-        raise _whole_stages_only("class directions")
-
-    def seeded(self, seed: Tensor, level: int) -> Drawn:
-        raise _whole_stages_only("single seeds (read-outs, certificates)")
-
 
 @dataclass
-class DecoderMethod:
+class DecoderMethod(_WholeStages):
     """The start of the blind inverse alone: one matrix product, an instant draft. Null: what it draws from zero features."""
 
     opened: Opened
@@ -252,16 +260,3 @@ class DecoderMethod:
         decoder = decoders(self.opened.encoder, self.prior)[level]
         own, null = decoder(torch.stack([target, torch.zeros_like(target)]), self.prior.size)
         return Drawn(own, null, {"ridge": decoder.ridge, "error on synthetic pictures": decoder.error})
-
-    def channels(self, level: int, channels: Tensor) -> Drawn:
-        raise _whole_stages_only("channels")
-
-    def directions(self, level: int, omega: Tensor) -> Drawn:
-        raise _whole_stages_only("class directions")
-
-    def seeded(self, seed: Tensor, level: int) -> Drawn:
-        raise _whole_stages_only("single seeds (read-outs, certificates)")
-
-
-def _whole_stages_only(what: str) -> OptionError:
-    return OptionError(f"the blind inverse draws whole stages only; for {what} use method='cascade' or 'vjp'")

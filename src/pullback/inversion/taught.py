@@ -116,12 +116,9 @@ def synthetic(number: int, encoder: Encoder, prior: Prior) -> Tensor:
     root = (axes * values.sqrt()) @ axes.mT
     leaves = torch.from_numpy(dead_leaves(number, prior.size, root.numpy()))
     picture = leaves + prior.mean.double()[:, None, None]
-    mean, std = (torch.tensor(v, dtype=torch.float64, device="cpu")[:, None, None] for v in _display(encoder))
+    shown = (encoder.preprocessing.mean, encoder.preprocessing.std)
+    mean, std = (torch.tensor(v, dtype=torch.float64, device="cpu")[:, None, None] for v in shown)
     return torch.maximum(torch.minimum(picture, (1 - mean) / std), -mean / std).float()
-
-
-def _display(encoder: Encoder) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return tuple(encoder.preprocessing.mean), tuple(encoder.preprocessing.std)
 
 
 @dataclass
