@@ -67,8 +67,9 @@ class Convolution(Map):
         if way == "flipped":
             pulled = F.conv2d(rows, kernel, None, 1, _margin(self.weight, g), g.dilation, g.groups)
         elif way == "spread":
-            pulled = empty(w, g.inner).flatten(0, 1).zero_()
-            pulled[:, :, :: g.stride[0], :: g.stride[1]] = F.conv2d(rows, kernel, None, 1, 0, 1, g.groups)
+            whole = empty(w, g.inner).zero_()
+            self.add_pull(whole, w, own)
+            return whole
         elif way == "phases":
             pulled = _interleaved(rows, kernel, self.weight, g)
         else:
@@ -76,6 +77,18 @@ class Convolution(Map):
             only_input = [True, False, False]
             pulled = aten.convolution_backward.default(rows, like, kernel, None, *g.arguments, only_input)[0]
         return pulled.unflatten(0, w.shape[:2])
+
+    @property
+    def sparse_pull(self) -> bool:  # type: ignore[override]
+        return _way(self.weight, self.geometry) == "spread"
+
+    def add_pull(self, total: Tensor, w: Tensor, own: bool) -> None:
+        if not self.sparse_pull:
+            super().add_pull(total, w, own)
+            return
+        g = self.geometry
+        reached = F.conv2d(laid_out(w.flatten(0, 1)), self._ready("spread"), None, 1, 0, 1, g.groups)
+        total[..., :: g.stride[0], :: g.stride[1]] += reached.unflatten(0, w.shape[:2])
 
     def push(self, v: Tensor, own: bool) -> Tensor:
         rows = laid_out(v.flatten(0, 1))

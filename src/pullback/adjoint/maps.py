@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ class Map(ABC):
 
     pulled: Result = "fresh"
     pushed: Result = "fresh"
+    sparse_pull: bool = False
+    sparse_push: bool = False
+    """Whether the product fills only a part of its result: added to another it costs that part alone."""
 
     @abstractmethod
     def pull(self, w: Tensor, own: bool) -> Tensor:
@@ -33,6 +36,14 @@ class Map(ABC):
     @abstractmethod
     def push(self, v: Tensor, own: bool) -> Tensor:
         """J v for tangents (K, *in): (K, *out)."""
+
+    def add_pull(self, total: Tensor, w: Tensor, own: bool) -> None:
+        """total += J^T w, where `total` may be written."""
+        total.add_(self.pull(w, own))
+
+    def add_push(self, total: Tensor, v: Tensor, own: bool) -> None:
+        """total += J v, where `total` may be written."""
+        total.add_(self.push(v, own))
 
     def to(self, dtype: torch.dtype) -> Map:
         """The same map in another precision."""
@@ -68,7 +79,8 @@ class Scale(Map):
         self.factor, self.source = laid_out(factor), source
 
     def pull(self, w: Tensor, own: bool) -> Tensor:
-        return w.mul_(self.factor) if own else w * self.factor
+        # Of a part of a tensor the product is dense, which convolutions need: written elsewhere, it saves their copy.
+        return w.mul_(self.factor) if own and _dense(w) else w * self.factor
 
     def push(self, v: Tensor, own: bool) -> Tensor:
         return self.pull(v, own)
@@ -127,6 +139,46 @@ class Linear(Map):
 
     def push(self, v: Tensor, own: bool) -> Tensor:
         return self._push(v)
+
+
+class Part(Map):
+    """x[index], a view of a tensor (*inner); its adjoint puts the part where it came from, among zeros."""
+
+    pushed = "same"
+    sparse_pull = True
+
+    def __init__(self, index: tuple[Any, ...], inner: Shape) -> None:
+        self.index, self.inner = (slice(None), *index), inner
+
+    def pull(self, w: Tensor, own: bool) -> Tensor:
+        whole = empty(w, self.inner).zero_()
+        whole[self.index] = w
+        return whole
+
+    def add_pull(self, total: Tensor, w: Tensor, own: bool) -> None:
+        total[self.index] += w
+
+    def push(self, v: Tensor, own: bool) -> Tensor:
+        return v[self.index]
+
+
+class Piece(Map):
+    """One of the tensors that are concatenated: the adjoint of `part`, which takes it out again."""
+
+    pulled = "same"
+    sparse_push = True
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+
+    def pull(self, w: Tensor, own: bool) -> Tensor:
+        return self.part.push(w, own)
+
+    def push(self, v: Tensor, own: bool) -> Tensor:
+        return self.part.pull(v, own)
+
+    def add_push(self, total: Tensor, v: Tensor, own: bool) -> None:
+        self.part.add_pull(total, v, own)
 
 
 class Matrix(Map):
@@ -249,3 +301,8 @@ def empty(like: Tensor, shape: Shape) -> Tensor:
 def laid_out(tensor: Tensor) -> Tensor:
     """A dense copy of (N, C, H, W) with the channels innermost, as convolutions like it; other tensors dense."""
     return tensor.contiguous(memory_format=torch.channels_last if tensor.dim() == 4 else torch.contiguous_format)
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether its entries fill a stretch of memory, in whatever order."""
+    return sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1 == tensor.numel()

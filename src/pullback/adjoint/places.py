@@ -13,9 +13,9 @@ from pullback.adjoint.maps import (
     Broadcast,
     Identity,
     Linear,
-    Map,
+    Part,
+    Piece,
     Shape,
-    empty,
 )
 
 
@@ -52,18 +52,6 @@ def expand(a: Applied) -> tuple[Any, list[Local]]:
     return out, [(0, 0, Broadcast(None, tuple(a.tensors[0].shape), tuple(out.shape)))]
 
 
-def _part(index: tuple[Any, ...], inner: Shape) -> Map:
-    """x[index], a view of a tensor (*inner)."""
-    whole = (slice(None), *index)
-
-    def embedded(w: Tensor) -> Tensor:
-        made = empty(w, inner).zero_()
-        made[whole] = w
-        return made
-
-    return Linear(embedded, lambda v: v[whole], pulled="fresh")
-
-
 def part(a: Applied) -> tuple[Any, list[Local]]:
     """slice, select, narrow."""
     out, inner = a.run(), tuple(a.tensors[0].shape)
@@ -74,7 +62,7 @@ def part(a: Applied) -> tuple[Any, list[Local]]:
         index = slice(a.named["start"], a.named["start"] + a.named["length"])
     else:
         index = slice(a.named["start"], a.named["end"], a.named["step"])
-    return out, [(0, 0, _part((*before, index), inner))]
+    return out, [(0, 0, Part((*before, index), inner))]
 
 
 def split(a: Applied) -> tuple[Any, list[Local]]:
@@ -84,7 +72,7 @@ def split(a: Applied) -> tuple[Any, list[Local]]:
     start = 0
     for k, out in enumerate(outs):
         piece = (*(slice(None),) * dim, slice(start, start + out.shape[dim]))
-        edges.append((k, 0, _part(piece, inner)))
+        edges.append((k, 0, Part(piece, inner)))
         start += out.shape[dim]
     return outs, edges
 
@@ -100,13 +88,9 @@ def cat(a: Applied) -> tuple[Any, list[Local]]:
     for j, t in enumerate(a.tensors):
         piece = (*(slice(None),) * dim, slice(start, start + t.shape[dim]))
         if a.live[j]:
-            edges.append((0, j, _transposed(_part(piece, outer))))
+            edges.append((0, j, Piece(Part(piece, outer))))
         start += t.shape[dim]
     return out, edges
-
-
-def _transposed(part: Map) -> Map:
-    return Linear(lambda w: part.push(w, False), lambda v: part.pull(v, False), pushed="fresh")
 
 
 def pad(a: Applied) -> tuple[Any, list[Local]]:

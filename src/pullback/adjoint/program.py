@@ -29,7 +29,8 @@ from pullback.graph import Point, Tape, plain_autograd
 
 _log = logging.getLogger(__name__)
 
-_FITTING = 30 * 2**20  # bytes of the largest tensor of a batch on a CPU; above 32 MiB every allocation is new pages
+_FITTING = 19 * 2**20
+"""Bytes of the largest tensor of a batch on a CPU: of larger ones malloc gives back the pages, and takes them anew."""
 LARGEST_BATCH = 64
 
 

@@ -5,7 +5,7 @@ where a single value crosses, so that everything before it may run on another ba
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -62,14 +62,16 @@ class Segment:
         values = {self.steps[0].source: rows}
         for step in self.steps:
             value = values.pop(step.source) if step.last else values[step.source]
+            if step.into == "target":
+                add = step.map.add_pull if self.way == "pull" else step.map.add_push
+                add(values[step.target], value, step.own)
+                continue
             result = step.map.pull(value, step.own) if self.way == "pull" else step.map.push(value, step.own)
             del value
             if step.into == "nothing":
                 values[step.target] = result
             elif step.into == "result":
                 values[step.target] = result.add_(values[step.target])
-            elif step.into == "target":
-                values[step.target].add_(result)
             else:
                 values[step.target] = values[step.target] + result
         return values[self.steps[-1].target]
@@ -103,7 +105,7 @@ def simplified(edges: Sequence[Edge], start: Point, end: Point) -> list[Edge]:
 def scheduled(edges: Sequence[Edge], way: Way, entries: int | None) -> list[Segment]:
     """The steps of a product, in segments whose batches hold tensors of at most `entries` entries (None: no limit)."""
     pulling = way == "pull"
-    order = sorted(edges, key=lambda e: -e.outer.op if pulling else e.inner.op)
+    order = _ordered(edges, way)
     ends = [(e.outer, e.inner) if pulling else (e.inner, e.outer) for e in order]
     last_read = {source: i for i, (source, _) in enumerate(ends)}
     memory: dict[Point, int] = {ends[0][0]: _FOREIGN}  # value -> the memory that it lies in
@@ -120,10 +122,11 @@ def scheduled(edges: Sequence[Edge], way: Way, entries: int | None) -> list[Segm
         into: Literal["nothing", "result", "target", "new"] = "nothing"
         if target in memory:
             others = [m for point, m in memory.items() if point != target]
-            if result != _FOREIGN and result not in memory.values():
-                into = "result"
-            elif memory[target] != _FOREIGN and memory[target] not in others and memory[target] != result:
+            writable = memory[target] != _FOREIGN and memory[target] not in others and memory[target] != result
+            if writable:
                 into, result = "target", memory[target]
+            elif result != _FOREIGN and result not in memory.values():
+                into = "result"
             else:
                 into, result = "new", i
         memory[target] = result
@@ -135,6 +138,34 @@ def scheduled(edges: Sequence[Edge], way: Way, entries: int | None) -> list[Segm
             segments.append(Segment(way, tuple(steps), batch, peak, sizes[target]))
             steps, largest, peak = [], 1, 1
     return _merged(segments)
+
+
+def _ordered(edges: Sequence[Edge], way: Way) -> list[Edge]:
+    """Against the order of the run, or along it; what fills only a part of a value comes after what fills it."""
+    pulling = way == "pull"
+    order = sorted(edges, key=lambda e: -e.outer.op if pulling else e.inner.op)
+    filling = Counter(_target(e, way) for e in order if not _sparse(e, way))
+    waiting: defaultdict[Point, list[Edge]] = defaultdict(list)
+    found: list[Edge] = []
+    for e in order:
+        target = _target(e, way)
+        if _sparse(e, way) and filling[target]:
+            waiting[target].append(e)
+            continue
+        found.append(e)
+        if not _sparse(e, way):
+            filling[target] -= 1
+        if not filling[target]:
+            found += waiting.pop(target, [])
+    return found
+
+
+def _target(edge: Edge, way: Way) -> Point:
+    return edge.inner if way == "pull" else edge.outer
+
+
+def _sparse(edge: Edge, way: Way) -> bool:
+    return edge.map.sparse_pull if way == "pull" else edge.map.sparse_push
 
 
 _FOREIGN = -1  # memory that is not ours to write
