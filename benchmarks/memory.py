@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.peers import WAYS, Setting
+from benchmarks.peers import STREAMED, WAYS, Setting
 from benchmarks.work import NETWORKS, prepare
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -69,7 +69,7 @@ def peak(probe: Probe) -> int:
 
 def _measure(probe: Probe) -> int:
     torch.set_num_threads(probe.threads)
-    way = next(way for way in WAYS if way.name == probe.way)
+    way = next(way for way in (*WAYS, STREAMED) if way.name == probe.way)
     work = prepare(NETWORKS[probe.network], probe.cotangents, size=probe.size, device=probe.device)
     if probe.layout != "own":
         work.trunk(probe.layout)

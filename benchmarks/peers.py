@@ -165,6 +165,15 @@ def ours(work: Work, seeds: Tensor, setting: Setting, precision: str | None = No
     return pulled
 
 
+def streamed(work: Work, seeds: Tensor, setting: Setting) -> Tensor:
+    """The same, each chunk's pictures given up before the next."""
+    with work.encoder.jacobian(work.image, work.stage, chunk=setting.chunk) as jacobian:
+        for chunk in seeds.split(setting.chunk or 64):
+            pulled = jacobian.vm(chunk)
+        work.own_runs += jacobian.forwards
+    return pulled
+
+
 def _grad(out: Tensor, leaf: Tensor, cotangents: Tensor) -> Tensor:
     (pulled,) = torch.autograd.grad(out, leaf, cotangents, retain_graph=True)
     return pulled
@@ -193,3 +202,6 @@ WAYS = (
     ),
 )
 """Every way of the suite; the first is the one that the others are verified against."""
+
+STREAMED = Way("pullback, pictures not held", streamed, origin=OURS, chunks=(None, *CHUNKS), layouts=("own",))
+"""For memory alone: it returns the last chunk's pictures, where all others return all."""

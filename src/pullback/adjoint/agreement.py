@@ -24,9 +24,9 @@ def vjp_discrepancy(program: Program, tape: Tape, start: Point, end: Point, x: T
     return gap / norm if norm else gap
 
 
-def adjoint_discrepancy(program: Program, x: Tensor) -> float:
+def adjoint_discrepancy(program: Program) -> float:
     """|<J v, w> - <v, J^T w>| / (|J v| |w|) with w = J v: whether `push` belongs to `pull`. Infinite where it has no way."""
-    v = gaussian(x.shape, x)[None]
+    v = gaussian(program.in_shape, program.value)[None]
     try:
         pushed = program.push(v)
     except RuntimeError:  # an operation without a rule and without a second derivative

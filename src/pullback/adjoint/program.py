@@ -8,7 +8,7 @@ cotangents go through in as large a batch as still fits into the caches.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from math import prod
@@ -42,7 +42,7 @@ class Program:
     """J of a stretch of a network at one point, as a list of local Jacobians.
 
     value: the stretch's output at the point, (*out_shape). unknown: operations without a rule, left to autograd.
-    pushes: whether `push` is there; an operation without a rule may lack a second derivative.
+    trust: says whether `push` is right.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Program:
             dtype,
             unknown,
         )
-        self.pushes = True
+        self.trust: Callable[[Program], bool] = lambda program: True
         self.versions: list[tuple[Tensor, int]] = []  # of the parameters that it was made of
         entries = _FITTING // dtype.itemsize if value.device.type == "cpu" else None
         self._schedules = {way: scheduled(edges, way, entries) for way in WAYS}
@@ -133,7 +133,7 @@ class Program:
         """The same Jacobian with its numbers rounded to another precision."""
         edges = [replace(e, map=e.map.to(dtype)) for e in self.edges]
         made = Program(edges, self.end, self.in_shape, self.value, dtype, self.unknown)
-        made.pushes, made.versions = self.pushes, self.versions
+        made.trust, made.versions = self.trust, self.versions
         return made
 
     def pull(self, w: Tensor, batch: int | None = None) -> Tensor:
@@ -143,6 +143,14 @@ class Program:
     def push(self, v: Tensor, batch: int | None = None) -> Tensor:
         """J v for tangents (K, *in_shape): (K, *out_shape)."""
         return self._product("push", v, tuple(self.value.shape), batch)
+
+    @cached_property
+    def pushes(self) -> bool:
+        """Whether `push` is there and right; found out when first asked, since it needs kernels that `pull` does not.
+
+        An operation without a rule may lack a second derivative.
+        """
+        return self.trust(self)
 
     @cached_property
     def kept_bytes(self) -> int:

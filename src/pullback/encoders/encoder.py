@@ -64,7 +64,7 @@ class Encoder:
         self._tapes: OrderedDict[tuple[Any, ...], Tape] = OrderedDict()
         self._splits: WeakKeyDictionary[Tape, tuple[Boundary, ...]] = WeakKeyDictionary()
         self._packed: WeakKeyDictionary[Tape, Packed] = WeakKeyDictionary()
-        self._agreed: WeakKeyDictionary[Tape, dict[tuple[Point, Point], str | bool]] = WeakKeyDictionary()
+        self._agreed: WeakKeyDictionary[Tape, dict[tuple[Any, ...], str | bool]] = WeakKeyDictionary()
         first = next(iter((*module.parameters(), *module.buffers())), torch.zeros((), device="cpu"))
         self.device, self.dtype = first.device, first.dtype if first.is_floating_point() else torch.float32
         noise = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0), device="cpu")
@@ -398,13 +398,20 @@ class Encoder:
                 error = vjp_discrepancy(program, tape, *ends, x)
                 if not error <= allowed:
                     raise NumericsError(f"the adjoint program differs from it by {error:.1e}")
-                agreed[ends] = adjoint_discrepancy(program, x) <= allowed
+                agreed[ends] = "program"
         except (Unsupported, NumericsError, RuntimeError) as reason:
             said = _log.info if isinstance(reason, Unsupported) else _log.warning
             said("autograd serves %s from %s to %s: %s", self.name, start, stage, str(reason).strip().splitlines()[0])
             agreed[ends] = "autograd"
             return None
-        program.pushes = bool(agreed[ends])
+
+        def trusted(asking: Program) -> bool:
+            key = *ends, asking.dtype
+            if key not in agreed:
+                agreed[key] = adjoint_discrepancy(asking) <= _AGREEMENT.get(asking.dtype, 1e-4)
+            return bool(agreed[key])
+
+        program.trust = trusted
         return program
 
     def jacobian(

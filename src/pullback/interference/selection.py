@@ -1,8 +1,7 @@
 """Channels chosen by the volume of their covariance (Algorithm 1): greedy selection is a pivoted Cholesky factorisation.
 
 The next channel is the one with the largest diagonal of the Schur complement, its variance given those chosen before; the
-product of these variances is the determinant of the chosen covariance. Blocked, so that nearly all of the work is one matrix
-product for every `_PANEL` channels.
+product of these variances is the determinant of the chosen covariance.
 """
 
 from __future__ import annotations
@@ -11,13 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pullback.errors import OptionError, StageError
 from pullback.measures.values import tensor_of
 
-_PANEL = 64
+_PANEL = 128
+_LIKELY = 3 * _PANEL  # channels whose rows are made at the beginning of a panel; few others are chosen within it
 _ROUNDING = 1e-12  # of the largest variance: what a Schur complement of less than it says is rounding
 
 
@@ -65,26 +65,37 @@ def select_channels(features: Tensor | ArrayLike, k: int, *, ridge: float = 0.0)
     return Selection(*pivoted(sigma, k))
 
 
-def pivoted(schur: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The first k pivots of a symmetric positive semidefinite matrix (which is overwritten) and the diagonals that they had."""
-    diagonal = schur.diagonal().numpy().copy()
+def pivoted(sigma: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The first k pivots of a symmetric positive semidefinite matrix (C, C) and the diagonals that they had.
+
+    A row of the Schur complement is made when its channel is chosen, so that channels that never are cost nothing. For each
+    panel the rows of the likeliest are made together, by one matrix product.
+    """
+    rows, diagonal = sigma.numpy(), sigma.diagonal().numpy().copy()
     least = _ROUNDING * diagonal.max()
     channels, gains = np.empty(k, np.int64), np.empty(k)
-    panel = np.zeros((_PANEL, len(schur)))  # rows of the factor that the Schur complement does not hold yet
-    rows = schur.numpy()
-    for done in range(k):
-        at = done % _PANEL
-        if at == 0 and done:
-            filled = torch.from_numpy(panel)
-            schur.addmm_(filled.mT, filled, alpha=-1)
-        pivot = int(diagonal.argmax())  # the first of equals
-        gain = diagonal[pivot]
-        if not gain > least:
-            raise OptionError(
-                f"only {done} channels vary independently over these images, fewer than k={k}: give more images, or a ridge"
-            )
-        panel[at] = (rows[pivot] - panel[:at, pivot] @ panel[:at]) / np.sqrt(gain)
-        diagonal -= panel[at] ** 2
-        diagonal[pivot] = -np.inf
-        channels[done], gains[done] = pivot, gain
+    factor = np.zeros((k, len(rows)))
+    for start in range(0, k, _PANEL):
+        before = factor[:start]
+        likely = np.argsort(diagonal)[-_LIKELY:]
+        made = dict(zip(likely.tolist(), rows[likely] - _product(before[:, likely].T, before), strict=True))
+        for done in range(start, min(start + _PANEL, k)):
+            pivot = int(diagonal.argmax())  # the first of equals
+            gain = diagonal[pivot]
+            if not gain > least:
+                raise OptionError(
+                    f"only {done} channels vary independently over these images, fewer than k={k}: give more images, or a ridge"
+                )
+            row = made[pivot] if pivot in made else rows[pivot] - before[:, pivot] @ before
+            panel = factor[start:done]
+            factor[done] = (row - panel[:, pivot] @ panel) / np.sqrt(gain)
+            diagonal -= factor[done] ** 2
+            diagonal[pivot] = -np.inf
+            channels[done], gains[done] = pivot, gain
     return torch.from_numpy(channels), torch.from_numpy(gains)
+
+
+def _product(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """left @ right, by torch's BLAS and threads: numpy's own would stand in their way."""
+    product: NDArray[np.float64] = (torch.from_numpy(left) @ torch.from_numpy(right)).numpy()
+    return product
