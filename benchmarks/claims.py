@@ -1,6 +1,6 @@
 """What the page on speed claims beside the main table, each measured against its rival in the same run:
 
-    python -m benchmarks.claims [leading coverage selection wiener memory]
+    python -m benchmarks.claims [leading coverage selection bfloat16 wiener memory]
 
 On an idle machine, or not at all.
 """
@@ -22,6 +22,7 @@ from torch import Tensor
 from benchmarks.memory import Probe, peak
 from benchmarks.peers import IDIOM, OURS, WAYS
 from benchmarks.work import CHANNELS_LAST, NETWORKS, prepare
+from pullback.adjoint import has_bfloat16
 from pullback.interference.selection import pivoted
 from pullback.inversion import Prior
 from pullback.inversion.wiener import WienerSolver
@@ -93,6 +94,28 @@ def selection() -> Iterator[str]:
     )
 
 
+def bfloat16() -> Iterator[str]:
+    """What the lower precision changes: pictures, energies and leading Gram share of 256 channels of the deepest stage."""
+    if not has_bfloat16("cpu"):
+        yield "no bfloat16 on this machine"
+        return
+    for name, network in NETWORKS.items():
+        work = prepare(network, 256)
+        found = []
+        for precision in (None, "bfloat16"):
+            with work.encoder.jacobian(work.image, work.stage, precision=precision) as jacobian:
+                found.append(jacobian.vm(work.seeds).flatten(1).double())
+        exact, rounded = found
+        energy, coarse = (p.square().sum(1) for p in (exact, rounded))
+        picture, off = (exact - rounded).norm(dim=1) / energy.sqrt(), (coarse / energy - 1).abs()
+        share, other = (float(torch.linalg.eigvalsh(p @ p.mT)[-1] / p.square().sum()) for p in (exact, rounded))
+        yield (
+            f"{name}, {len(exact)} channels in bfloat16: pictures {float(picture.median()):.2%} off (worst"
+            f" {float(picture.max()):.2%}), energies {float(off.median()):.2%} (worst {float(off.max()):.2%}), their sum"
+            f" {abs(float(coarse.sum() / energy.sum()) - 1):.2%}, leading Gram share {share:.4f} and {other:.4f}"
+        )
+
+
 def wiener() -> Iterator[str]:
     """Misfit by steps of the Wiener inverse, in the image's coordinates and, as before, in feature space."""
     work = prepare(NETWORKS["resnet18"], 1)
@@ -146,7 +169,7 @@ def _timed(run: Callable[[], R]) -> tuple[R, float]:
     return run(), time.perf_counter() - start
 
 
-CLAIMS = {claim.__name__: claim for claim in (leading, coverage, selection, wiener, memory)}
+CLAIMS = {claim.__name__: claim for claim in (leading, coverage, selection, bfloat16, wiener, memory)}
 
 
 def main() -> int:

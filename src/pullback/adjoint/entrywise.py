@@ -21,11 +21,12 @@ def pointwise(a: Applied) -> tuple[Any, list[Local]]:
     """f(x, ...) entry by entry: a diagonal, whose entries autograd knows."""
     shape = torch.broadcast_shapes(*(t.shape for t in a.tensors))
     out, leaves = a.on_leaves(shape)
-    if not isinstance(out, Tensor) or out.shape != shape:
+    if not isinstance(out, Tensor) or out.shape != shape or out.is_complex():
         raise NoRule
     if not out.requires_grad:  # a comparison, a sign
         return out.detach(), []
-    slopes = torch.autograd.grad(out, list(leaves.values()), torch.ones_like(out), materialize_grads=True)
+    with torch.enable_grad():
+        slopes = torch.autograd.grad(out.sum(), list(leaves.values()), materialize_grads=True)
     return out.detach(), [(0, j, _diagonal(s, a.tensors[j].shape)) for j, s in zip(leaves, slopes, strict=True)]
 
 

@@ -22,7 +22,7 @@ from pullback.encoders.stages import Head, Stage, describe_head, describe_stages
 from pullback.encoders.twin import hook_notes, moved, read_logits, tensors_of, twin
 from pullback.encoders.weights import digest
 from pullback.errors import ClassError, EncoderError, ImageError, NumericsError, OptionError, StageError
-from pullback.graph import Point, Rule, Tape, plain_autograd, record
+from pullback.graph import Point, Rule, Tape, plain_autograd, record, vjp
 from pullback.images import load_image
 from pullback.operator import Jacobian
 
@@ -147,9 +147,9 @@ class Encoder:
         with plain_autograd(self.device):
             w = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1), device="cpu").to(logits)
             x = example.detach().clone().requires_grad_()
-            (got,) = torch.autograd.grad(tape.replay(x, [tape.output]), x, w)
+            got = vjp(tape.replay(x, [tape.output])[0], x, w)
             try:
-                (expected,) = torch.autograd.grad(logits, leaf, w)
+                expected = vjp(logits, leaf, w)
             except RuntimeError as refused:  # reentrant checkpointing refuses this
                 expected = torch.full_like(got, torch.nan)
                 reason = str(refused).split(". ")[0]

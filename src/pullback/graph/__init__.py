@@ -2,7 +2,7 @@
 
 from pullback.graph.fields import Support, pull_support
 from pullback.graph.layout import channels_first
-from pullback.graph.recording import plain_autograd, record
+from pullback.graph.recording import plain_autograd, record, vjp
 from pullback.graph.tape import INPUT, Call, Op, Point, Ref, Rule, Tape
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "plain_autograd",
     "pull_support",
     "record",
+    "vjp",
 ]

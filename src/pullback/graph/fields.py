@@ -228,6 +228,6 @@ def _convolution(tape: Tape, op: Op, out: Tensor) -> dict[int, Tensor]:
             groups,
         )
         seed = out.reshape(n, groups, -1, *out.shape[2:]).any(2).float()
-        (grad,) = torch.autograd.grad(made, stand_in, seed)
+        (grad,) = torch.autograd.grad((made * seed).sum(), stand_in)
     grouped = (grad > 0).unsqueeze(2).expand(n, groups, channels // groups, *tape.shapes[x][2:])
     return {x: grouped.reshape(tape.shapes[x])}

@@ -183,6 +183,13 @@ def plain_autograd(device: torch.device) -> Iterator[None]:
         yield
 
 
+def vjp(output: Tensor, leaf: Tensor, w: Tensor) -> Tensor:
+    """J^T w of an output with its graph, which is freed. By the gradient of <output, w>: given w, torch loads a compiler."""
+    with torch.enable_grad():
+        (pulled,) = torch.autograd.grad((output * w).sum(), leaf)
+    return pulled
+
+
 def record(
     module: nn.Module,
     x: Tensor,

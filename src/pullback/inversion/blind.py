@@ -22,7 +22,7 @@ from pullback.inversion.prior import Prior
 
 Map = Callable[[Tensor], Tensor]
 
-BETAS = (0.9, 0.99)
+BETAS, EPS = (0.9, 0.99), 1e-8
 START = (
     1e-3  # of a standard deviation of the prior: at mu itself a network without biases has every gate shut, for ever
 )
@@ -139,16 +139,17 @@ def blind_inverse(
 
     def search(steps: int, run: Map, patient: bool) -> _Search:
         z = origin.clone().requires_grad_()
-        optimiser = torch.optim.Adam([z], lr=recipe.rate, betas=BETAS)
+        mean, square = torch.zeros_like(origin), torch.zeros_like(origin)
         best, least, history = origin, torch.full_like(scale, torch.inf), []
         for step in range(steps):
-            optimiser.param_groups[0]["lr"] = recipe.rate * (1 + math.cos(math.pi * step / steps)) / 2
-            z.grad, misfit = gradient(z, run)
+            slope, misfit = gradient(z, run)
             history.append(misfit)
             best, least = _nearer(z, misfit, best, least)
             if step == TRIAL and not patient and _lost(history[0], misfit):
                 return _Search(best, least, torch.stack(history), lost=True)
-            optimiser.step()
+            rate = recipe.rate * (1 + math.cos(math.pi * step / steps)) / 2
+            with torch.no_grad():
+                z -= rate * _adam(slope, mean, square, step + 1)
             if step + 1 >= LADDER[0] and time.perf_counter() > deadline:
                 break
         with torch.no_grad():
@@ -179,6 +180,18 @@ def blind_inverse(
     with torch.no_grad():
         x = picture(found.z)
     return BlindResult(x, found.misfit, found.history, steps, time.perf_counter() - begun, retreated)
+
+
+def _adam(slope: Tensor, mean: Tensor, square: Tensor, step: int) -> Tensor:
+    """Adam's direction (Kingma & Ba 2015) from the running averages, which take this slope in. step: counted from 1.
+
+    Not `torch.optim`, which loads torch's compiler: a second or more.
+    """
+    first, second = BETAS
+    mean.lerp_(slope, 1 - first)
+    square.mul_(second).addcmul_(slope, slope, value=1 - second)
+    spread = (square / (1 - second**step)).sqrt_().add_(EPS)
+    return mean / (1 - first**step) / spread
 
 
 def _nearer(z: Tensor, misfit: Tensor, best: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
