@@ -6,6 +6,10 @@ For each stage the mean over the pictures, with its 95 % bootstrap interval: cor
 values, SSIM of the de-normalised picture, that of the best floor (each picture's mean colour, or its 8 x 8 thumbnail), and the
 relative feature misfit; then the seconds a picture. `--sheet FILE` draws the originals and every stage's pictures.
 
+`--starts N` searches from N places around the start and prints instead how far the pictures lie apart, and how far that tells
+the error: rank correlations of the spread with the true distance from the image, over the pixels of a picture (mean) and over
+pictures.
+
 The search is that of `Inverter(encoder, "blind")` without its null picture, on several pictures at a time.
 """
 
@@ -17,12 +21,13 @@ from functools import partial
 
 import torch
 from PIL import Image
+from scipy.stats import spearmanr
 from torch import Tensor
 
 import pullback as pb
 from pullback.graph import plain_autograd
 from pullback.inversion.blind import blind_inverse, recipe_for
-from pullback.inversion.iterative import BOLD, CAREFUL
+from pullback.inversion.iterative import BOLD, CAREFUL, scattered, spread
 from pullback.inversion.leaky import leaky_rules
 from pullback.inversion.taught import decoders
 from pullback.measures import correlation
@@ -42,6 +47,7 @@ def main() -> None:
     parser.add_argument("--preprocessing")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--start", choices=("taught", "mean"), default="taught")
+    parser.add_argument("--starts", type=int, default=1)
     parser.add_argument("--sheet", help="an image file: a row for each picture, the original and then its stages")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = parser.parse_args()
@@ -56,7 +62,13 @@ def main() -> None:
     print(
         f"{encoder.name}, {len(images)} pictures of {tuple(images.shape[2:])}, {chosen.steps} steps, start: {chosen.start}\n"
     )
-    print("| stage | correlation | SSIM | best floor | over the floor | misfit | s a picture |\n" + "| --- " * 7 + "|")
+    if chosen.starts == 1:
+        print(
+            "| stage | correlation | SSIM | best floor | over the floor | misfit | s a picture |\n" + "| --- " * 7 + "|"
+        )
+    if chosen.starts > 1:
+        _spreads(encoder, images, chosen)
+        return
     columns = [rgb]
     for stage in encoder.stages:
         begun = time.perf_counter()
@@ -76,7 +88,42 @@ def main() -> None:
         Image.fromarray((rows * 255).round().byte().permute(1, 2, 0).numpy()).save(chosen.sheet)
 
 
-def _inverse(encoder: pb.Encoder, images: Tensor, level: int, chosen: argparse.Namespace) -> tuple[Tensor, Tensor]:
+def _spreads(encoder: pb.Encoder, images: Tensor, chosen: argparse.Namespace) -> None:
+    """A table of how far the pictures of several starts lie apart, and what that tells of the error."""
+    print("| stage | spread | error | over pixels | over pictures |\n" + "| --- " * 5 + "|")
+    for stage in encoder.stages:
+        apart, errors, over_pixels = [], [], []
+        for image in images:
+            found = torch.cat([x for x, _ in _from_all_starts(encoder, image, stage.number, chosen)])
+            width = found.var(0).mean(0).sqrt()
+            error = (found[0] - image).square().mean(0).sqrt()
+            apart.append(spread(found))
+            errors.append(
+                float(error.square().mean().sqrt() / (image - image.mean((1, 2), keepdim=True)).square().mean().sqrt())
+            )
+            over_pixels.append(float(spearmanr(width.flatten(), error.flatten()).statistic))
+        over_pictures = float(spearmanr(apart, errors).statistic)
+        cells = (
+            f"{stage.number} {stage.name}", _interval(torch.tensor(apart), 2), _interval(torch.tensor(errors), 2),
+            _interval(torch.tensor(over_pixels), 2), f"{over_pictures:.2f}",
+        )  # fmt: skip
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def _from_all_starts(
+    encoder: pb.Encoder, image: Tensor, level: int, chosen: argparse.Namespace
+) -> list[tuple[Tensor, Tensor]]:
+    preprocessing, size = encoder.preprocessing, (image.shape[-2], image.shape[-1])
+    origins = scattered(pb.Prior.natural(preprocessing.mean, preprocessing.std, size), 0, chosen.starts)
+    return [
+        _inverse(encoder, image.expand(len(part), *image.shape), level, chosen, origin=part)
+        for part in origins.split(TOGETHER)
+    ]
+
+
+def _inverse(
+    encoder: pb.Encoder, images: Tensor, level: int, chosen: argparse.Namespace, origin: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     preprocessing, size = encoder.preprocessing, (images.shape[-2], images.shape[-1])
     prior = pb.Prior.natural(preprocessing.mean, preprocessing.std, size)
     target, taught = encoder.features(images, level), chosen.start == "taught"
@@ -89,6 +136,7 @@ def _inverse(encoder: pb.Encoder, images: Tensor, level: int, chosen: argparse.N
             recipe_for(size[0] / target.shape[-2], taught=taught),
             steps=chosen.steps,
             start=decoders(encoder, prior)[level](target, size) if taught else None,
+            origin=origin,
             retreat=careful,
         )
     return found.x, found.misfit

@@ -97,6 +97,7 @@ def blind_inverse(
     scale: Tensor | None = None,
     seed: int = 0,
     start: Tensor | None = None,
+    origin: Tensor | None = None,
     retreat: Map | None = None,
 ) -> BlindResult:
     """Images whose features come close to target (B, *out), each found independently of its neighbours.
@@ -104,7 +105,7 @@ def blind_inverse(
     features maps (B, c, H, W) to (B, *out), differentiably and item by item; mean, colour and size of the prior are used with the
     spectrum of the recipe. scale (B,) divides the misfit of each item and defaults to `||F||`; zero features, the null
     picture, need the scale of the features they stand beside. start: m, images (B, c, H, W), the prior's mean colour by default.
-    A step costs one forward and one backward pass.
+    origin: z at the beginning (B, c, H, W), by default `near_zero` for all items. A step costs one forward and one backward pass.
 
     retreat computes the same features with safer gradients. A search that has brought the first item no nearer in `TRIAL`
     steps is given up for one with the retreat, of the same number of steps. One of no more than `TRIAL` steps goes to its end
@@ -138,9 +139,9 @@ def blind_inverse(
             return torch.autograd.grad(loss.sum(), z)[0], misfit.detach()
 
     def search(steps: int, run: Map, patient: bool) -> _Search:
-        z = origin.clone().requires_grad_()
-        mean, square = torch.zeros_like(origin), torch.zeros_like(origin)
-        best, least, history = origin, torch.full_like(scale, torch.inf), []
+        z = begin.clone().requires_grad_()
+        mean, square = torch.zeros_like(begin), torch.zeros_like(begin)
+        best, least, history = begin, torch.full_like(scale, torch.inf), []
         for step in range(steps):
             slope, misfit = gradient(z, run)
             history.append(misfit)
@@ -160,11 +161,9 @@ def blind_inverse(
 
     begun = time.perf_counter()
     deadline = math.inf if seconds is None else begun + LATE * seconds
-    size = (prior.mean.numel(), *prior.size)
-    noise = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float32, device="cpu")
-    origin = (START * noise).to(target).expand(len(target), -1, -1, -1).clone()
+    begin = near_zero(prior, seed, START).to(target).expand(len(target), -1, -1, -1) if origin is None else origin
     if seconds is not None:
-        trial = origin.clone().requires_grad_()
+        trial = begin.clone().requires_grad_()
         steps = _affordable(lambda: gradient(trial, features), seconds, steps)
     assert steps is not None
     found, retreated = search(steps, features, patient=retreat is None), False
@@ -180,6 +179,12 @@ def blind_inverse(
     with torch.no_grad():
         x = picture(found.z)
     return BlindResult(x, found.misfit, found.history, steps, time.perf_counter() - begun, retreated)
+
+
+def near_zero(prior: Prior, seed: int, deviation: float) -> Tensor:
+    """Noise (c, H, W), float32, of so many standard deviations of the prior."""
+    source = torch.Generator().manual_seed(seed)
+    return deviation * torch.randn(prior.mean.numel(), *prior.size, generator=source, dtype=torch.float32, device="cpu")
 
 
 def _adam(slope: Tensor, mean: Tensor, square: Tensor, step: int) -> Tensor:

@@ -22,6 +22,7 @@ from pullback.inversion.session import Inversion
 METHODS = ("cascade", "wiener", "blind", "decoder", "vjp")
 MODES = ("additive", "fused", "frozen")
 STARTS = ("taught", "mean")
+MOST_STARTS = 64
 
 
 class Inverter:
@@ -33,7 +34,8 @@ class Inverter:
     "unfitted"; `correctors.bias_free()` switches the biases off. prior: image prior of the Wiener and blind inverses, default
     `Prior.natural` of the encoder's preprocessing. ridge: the Wiener inverse's noise, lambda. start (blind): "taught", what a
     decoder draws from the features, fitted once for each encoder and size of image on synthetic pictures and kept in the
-    user's cache folder, or "mean", the mean colour. steps, seconds: budget of the iterative inverses, for each picture, without
+    user's cache folder, or "mean", the mean colour. starts (blind): searches from so many places around that; the nearest is
+    shown, and the figures say how far they lie apart. steps, seconds: budget of the iterative inverses, for each picture, without
     what the blind inverse makes once and keeps (decoders, the null of a number of steps); `steps` gives the same bits every
     time, both together no more than `steps`. chunk, memory: see `pullback.Jacobian`. seed: of what
     they draw at random, 0 to 2**63 - 1. Raises OptionError for an unknown method, mode or start, or a number that does not
@@ -50,6 +52,7 @@ class Inverter:
         prior: Prior | None = None,
         ridge: float = 1e-2,
         start: str = "taught",
+        starts: int = 1,
         steps: int | None = None,
         seconds: float | None = None,
         chunk: int | None = None,
@@ -71,6 +74,8 @@ class Inverter:
                 raise OptionError(f"unknown {name} {value!r}; choose one of {', '.join(offered)}")
         if steps is not None or seconds is not None:
             steps = check_budget(steps, seconds)
+        if isinstance(starts, bool) or not isinstance(starts, int) or not 1 <= starts <= MOST_STARTS:
+            raise OptionError(f"starts={starts!r} must be a whole number from 1 to {MOST_STARTS}")
         if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not ridge > 0:
             raise OptionError(f"ridge={ridge!r} must be a number above 0")
         try:
@@ -91,6 +96,7 @@ class Inverter:
         self.prior = prior
         self.ridge = ridge
         self.start = start
+        self.starts = starts
         self.steps = steps
         self.seconds = 10.0 if steps is None and seconds is None else seconds
         self.chunk = chunk
@@ -128,7 +134,7 @@ class Inverter:
             "method": self.method,
             **(cascade if self.method == "cascade" else {}),
             **({"ridge": self.ridge} if self.method == "wiener" else {}),
-            **({"start": self.start} if self.method == "blind" else {}),
+            **({"start": self.start, "starts": self.starts} if self.method == "blind" else {}),
             **(iterative if self.method in ("wiener", "blind") else {}),
             **({"prior": prior} if self.method == "decoder" else {}),
         }
@@ -147,4 +153,4 @@ class Inverter:
             return WienerMethod(opened, prior, self.ridge, self.steps, self.seconds, self.seed)
         if self.method == "decoder":
             return DecoderMethod(opened, prior)
-        return BlindMethod(opened, prior, self.start, self.steps, self.seconds, self.seed)
+        return BlindMethod(opened, prior, self.start, self.starts, self.steps, self.seconds, self.seed)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pullback.errors import OptionError
 from pullback.graph import plain_autograd
-from pullback.inversion.blind import BlindResult, Recipe, blind_inverse, recipe_for
+from pullback.inversion.blind import START, BlindResult, Recipe, blind_inverse, near_zero, recipe_for
 from pullback.inversion.kept import kept
 from pullback.inversion.leaky import leaky_rules
 from pullback.inversion.methods import Drawn, combined
@@ -28,6 +28,7 @@ from pullback.inversion.wiener import WienerSolver
 # (MobileNetV2) the bold one's shares add up until they point uphill; the careful one did not on any network tried, and goes
 # further than none at all.
 BOLD, CAREFUL = 0.2, 0.05
+SCATTER = 0.3  # standard deviations of the prior: how far from its start a further search begins
 CONVERGED = 0.1  # relative residual up to which a picture goes without a warning
 
 
@@ -130,12 +131,14 @@ class BlindMethod(_WholeStages):
     """The blind inverse (spec 3c): features only, no gate of the image. Null: the blind inverse of zero features.
 
     Of `prior` the mean, the colours and the size count; the spectrum is that of the stage's recipe. start: "taught", what the
-    stage's decoder draws from the features, or "mean", the mean colour.
+    stage's decoder draws from the features, or "mean", the mean colour. Of several `starts`, scattered around that, the
+    picture that meets the features best is shown, with how far the pictures lie apart.
     """
 
     opened: Opened
     prior: Prior
     start: str
+    starts: int
     steps: int | None
     seconds: float | None
     seed: int
@@ -154,10 +157,11 @@ class BlindMethod(_WholeStages):
         self.opened.measure(level)  # an image without features has nothing to be searched for
         target = self.opened.levels[level] if features is None else features
         scale = target.norm() if bool(target.any()) else self.opened.levels[level].norm()
-        found = self._search(level, target, scale, self.steps, self.seconds, BOLD, CAREFUL)
+        found = self._search(level, target, scale, self.steps, self.seconds, BOLD, CAREFUL, self.starts)
+        nearest = int(found.misfit.argmin())
         leak = CAREFUL if found.retreated else BOLD
         null = self._null(level, found.steps, leak)
-        misfit, start = float(found.misfit[0]), float(found.history[0, 0])
+        misfit, start = float(found.misfit[nearest]), float(found.history[0, 0])
         null_misfit = float(null["norm"].to(scale) / scale)
         planned, taken = found.steps, len(found.history)
         notes = []
@@ -177,7 +181,9 @@ class BlindMethod(_WholeStages):
                 f"the machine slowed down: the search ended after {taken} of {planned} steps; steps={planned} gives them all"
             )
         figures = {"steps": taken, "feature misfit": misfit, "null: feature misfit": null_misfit, "leak": leak}
-        return Drawn(found.x[0], null["picture"].to(found.x), figures, tuple(notes))
+        if self.starts > 1:
+            figures |= {"starts": self.starts, "spread of starts": spread(found.x)}
+        return Drawn(found.x[nearest], null["picture"].to(found.x), figures, tuple(notes))
 
     def _null(self, level: int, steps: int, leak: float) -> dict[str, Tensor]:
         """The search for zero features: its picture, and the norms of the features there and at its start.
@@ -216,9 +222,10 @@ class BlindMethod(_WholeStages):
         seconds: float | None,
         leak: float,
         retreat: float | None = None,
+        starts: int = 1,
     ) -> BlindResult:
-        """The blind inverse of one target (C, H, W), without neighbours."""
-        encoder, batch = self.opened.encoder, target[None]
+        """The blind inverse of one target (C, H, W), without neighbours but for its own further starts."""
+        encoder, batch = self.opened.encoder, target.expand(starts, *target.shape)
 
         def leaking(slope: float) -> Callable[[Tensor], Tensor]:
             return encoder.stretch(level, rules=partial(leaky_rules, slope=slope))
@@ -231,13 +238,27 @@ class BlindMethod(_WholeStages):
                 batch,
                 self.prior,
                 self._recipe(level),
-                scale=scale[None],
+                scale=scale.expand(starts),
                 steps=steps,
                 seconds=seconds,
                 seed=self.seed,
                 start=start,
+                origin=scattered(self.prior, self.seed, starts).to(batch),
                 retreat=None if retreat is None else leaking(retreat),
             )
+
+
+def scattered(prior: Prior, seed: int, starts: int) -> Tensor:
+    """Where the searches begin, (starts, c, H, W): the first where a single one does."""
+    further = [near_zero(prior, (seed + k) % 2**63, SCATTER) for k in range(1, starts)]
+    return torch.stack([near_zero(prior, seed, START), *further])
+
+
+def spread(pictures: Tensor) -> float:
+    """How far pictures (N, c, H, W) of N starts lie apart: root mean variance of a pixel over the contrast of their mean."""
+    apart = pictures.var(0).mean().sqrt()
+    mean = pictures.mean(0)
+    return float(apart / (mean - mean.mean((1, 2), keepdim=True)).square().mean().sqrt())
 
 
 @dataclass
