@@ -204,4 +204,4 @@ WAYS = (
 """Every way of the suite; the first is the one that the others are verified against."""
 
 STREAMED = Way("pullback, pictures not held", streamed, origin=OURS, chunks=(None, *CHUNKS), layouts=("own",))
-"""For memory alone: it returns the last chunk's pictures, where all others return all."""
+"""For the growth of cost alone: it returns the last chunk's pictures, where all others return all."""

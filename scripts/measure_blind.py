@@ -51,6 +51,8 @@ def main() -> None:
     parser.add_argument("--sheet", help="an image file: a row for each picture, the original and then its stages")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = parser.parse_args()
+    if chosen.starts < 1 or (chosen.starts > 1 and chosen.sheet):
+        parser.error("--starts must be 1 or more, and 1 with --sheet")
     torch.set_num_threads(chosen.threads)
     encoder = pb.load_encoder(chosen.encoder, weights=chosen.weights, preprocessing=chosen.preprocessing)
     images = torch.stack([encoder.preprocess(p) for p in chosen.pictures])
@@ -62,13 +64,10 @@ def main() -> None:
     print(
         f"{encoder.name}, {len(images)} pictures of {tuple(images.shape[2:])}, {chosen.steps} steps, start: {chosen.start}\n"
     )
-    if chosen.starts == 1:
-        print(
-            "| stage | correlation | SSIM | best floor | over the floor | misfit | s a picture |\n" + "| --- " * 7 + "|"
-        )
     if chosen.starts > 1:
         _spreads(encoder, images, chosen)
         return
+    print("| stage | correlation | SSIM | best floor | over the floor | misfit | s a picture |\n" + "| --- " * 7 + "|")
     columns = [rgb]
     for stage in encoder.stages:
         begun = time.perf_counter()
@@ -94,9 +93,10 @@ def _spreads(encoder: pb.Encoder, images: Tensor, chosen: argparse.Namespace) ->
     for stage in encoder.stages:
         apart, errors, over_pixels = [], [], []
         for image in images:
-            found = torch.cat([x for x, _ in _from_all_starts(encoder, image, stage.number, chosen)])
+            parts = _from_all_starts(encoder, image, stage.number, chosen)
+            found, misfits = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
             width = found.var(0).mean(0).sqrt()
-            error = (found[0] - image).square().mean(0).sqrt()
+            error = (found[int(misfits.argmin())] - image).square().mean(0).sqrt()
             apart.append(spread(found))
             errors.append(
                 float(error.square().mean().sqrt() / (image - image.mean((1, 2), keepdim=True)).square().mean().sqrt())

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+
+import pytest
 import torch
 from oracles.lowered import a_point, dense, gap, lower, network, units
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pullback.adjoint import Program
 from pullback.adjoint.schedule import Way, scheduled
@@ -66,3 +71,75 @@ def test_a_shortcut_without_a_wide_branch_stands_alone() -> None:
     program = lower(net, x)
     assert _into(program, "pull") == []
     _is_exact(net, x, program)
+
+
+def _padded(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    x = F.relu(a(x))
+    return (F.pad(x, (0, 0, 0, 0, 1, 1)) + F.pad(F.silu(b(x)), (0, 0, 0, 0, 1, 1))).sigmoid()
+
+
+def _restrided(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    x = F.relu(a(x))
+    return torch.empty_like(x).copy_(x) + F.silu(b(x))
+
+
+def _broadcast(x: Tensor, a: nn.Module, b: nn.Module) -> Tensor:
+    g = a(x).mean((2, 3), keepdim=True).sigmoid()
+    return b(g.expand(1, 4, 6, 6)) + torch.tanh(g)
+
+
+SHARING: dict[str, Callable[[Tensor, nn.Module, nn.Module], Tensor]] = {
+    "rows shifted up": lambda x, a, b: ((y := a(x).sigmoid()) + F.pad(y[:, :, 1:], (0, 0, 0, 1))).sigmoid(),
+    "rows shifted down": lambda x, a, b: ((y := a(x).sigmoid()) + F.pad(y[:, :, :-1], (0, 0, 1, 0))).sigmoid(),
+    "channels shifted": lambda x, a, b: ((y := a(x).sigmoid()) + F.pad(y[:, 1:], (0, 0, 0, 0, 0, 1))).sigmoid(),
+    "joined to zeros": lambda x, a, b: (
+        (y := a(x).sigmoid()) + torch.cat([y[:, :, 1:], torch.zeros(1, 4, 1, 6, dtype=x.dtype)], 2)
+    ).sigmoid(),
+    "padded beside a branch": _padded,
+    "copied beside a branch": _restrided,
+    "spread and used again": _broadcast,
+}
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_values_that_share_memory_are_not_written(name: str) -> None:
+    """A padding's pull shows a part of its cotangent, an expansion's push its tangent: neither may be written meanwhile."""
+    net = network(SHARING[name], nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
+    x = a_point(4, 6, 6)
+    _is_exact(net, x, lower(net, x))
+
+
+def _grown(seed: int) -> Callable[..., Tensor]:
+    """A network of operations that show, shift, spread and add parts of the last few values, all (1, 4, 6, 6)."""
+    steps: list[Callable[[Tensor, Tensor, nn.Module, nn.Module], Tensor]] = [
+        lambda x, y, wide, short: wide(x),
+        lambda x, y, wide, short: F.relu(x),
+        lambda x, y, wide, short: x + y,
+        lambda x, y, wide, short: x * y.sigmoid(),
+        lambda x, y, wide, short: torch.cat([x[:, 1:3], y[:, :2]], 1),
+        lambda x, y, wide, short: torch.cat([x[:, 2:], y[:, :2]], 1) + x,
+        lambda x, y, wide, short: F.pad(x[:, :, 1:], (0, 0, 0, 1)),
+        lambda x, y, wide, short: F.pad(x[:, :, ::2, ::2], (0, 3, 3, 0)) + y,
+        lambda x, y, wide, short: F.pad(short(x), (0, 3, 0, 3)) + y,
+        lambda x, y, wide, short: F.pad(x, (1, 0, 0, 0))[:, :, :, :6] + y,
+        lambda x, y, wide, short: x.mean((2, 3), keepdim=True) + y,
+        lambda x, y, wide, short: x.mean((2, 3), keepdim=True).expand(1, 4, 6, 6) + y.tanh(),
+        lambda x, y, wide, short: x.transpose(2, 3) + y,
+        lambda x, y, wide, short: x.roll(1, 1) - y,
+    ]
+
+    def run(x: Tensor, wide: nn.Module, short: nn.Module) -> Tensor:
+        chosen = random.Random(seed)
+        values = [wide(x)]
+        for _ in range(chosen.randrange(3, 10)):
+            values.append(chosen.choice(steps)(chosen.choice(values[-3:]), chosen.choice(values), wide, short))
+        return values[-1].sin() if chosen.random() < 0.5 else values[-1] + values[-2]
+
+    return run
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_networks_of_shared_parts(seed: int) -> None:
+    net = network(_grown(seed), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1, 2))
+    x = a_point(4, 6, 6)
+    _is_exact(net, x, lower(net, x))

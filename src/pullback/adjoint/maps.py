@@ -16,7 +16,7 @@ from torch import Tensor
 Shape = tuple[int, ...]
 Result = Literal["fresh", "same", "given", "constant"]
 """What a product returns: memory of its own; its argument's; its argument's where that was given away, else its own; or
-memory that must not be written (an expanded tensor)."""
+memory that must not be written (an expanded tensor), and may be its argument's."""
 Product = Callable[[Tensor], Tensor]
 
 
@@ -129,7 +129,7 @@ class Broadcast(Map):
 
 
 class Linear(Map):
-    """An operation that is linear and keeps no number of the image: a view, a permutation, a slice, an average."""
+    """An operation that is linear and keeps no number of the image: a view, a permutation, an average."""
 
     def __init__(self, pull: Product, push: Product, pulled: Result = "same", pushed: Result = "same") -> None:
         self._pull, self._push, self.pulled, self.pushed = pull, push, pulled, pushed

@@ -102,8 +102,7 @@ def pad(a: Applied) -> tuple[Any, list[Local]]:
         shown = w[(slice(None), *kept)]
         return F.pad(shown, [-n for n in lost]) if any(lost) else shown
 
-    # A part of a tensor is no memory to write into: what comes next makes it dense by writing elsewhere.
-    return out, [(0, 0, Linear(pull, lambda v: F.pad(v, amounts), "constant", "fresh"))]
+    return out, [(0, 0, Linear(pull, lambda v: F.pad(v, amounts), "same", "fresh"))]
 
 
 def _ends(amounts: list[int], outer: Shape) -> Iterator[tuple[int, int, int]]:

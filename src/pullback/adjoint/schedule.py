@@ -119,11 +119,12 @@ def scheduled(edges: Sequence[Edge], way: Way, entries: int | None) -> list[Segm
         own = lying != _FOREIGN and lying not in memory.values()
         kind = edge.map.pulled if pulling else edge.map.pushed
         result = {"fresh": i, "same": lying, "given": lying if own else i, "constant": _FOREIGN}[kind]
+        if kind == "constant":  # which may show its argument's memory: nobody writes that from now on
+            memory |= {point: _FOREIGN for point, m in memory.items() if m == lying}
         into: Literal["nothing", "result", "target", "new"] = "nothing"
         if target in memory:
             others = [m for point, m in memory.items() if point != target]
-            writable = memory[target] != _FOREIGN and memory[target] not in others and memory[target] != result
-            if writable:
+            if memory[target] not in (*others, _FOREIGN, lying, result):
                 into, result = "target", memory[target]
             elif result != _FOREIGN and result not in memory.values():
                 into = "result"

@@ -28,6 +28,7 @@ from pullback.inversion.wiener import WienerSolver
 # (MobileNetV2) the bold one's shares add up until they point uphill; the careful one did not on any network tried, and goes
 # further than none at all.
 BOLD, CAREFUL = 0.2, 0.05
+_NULLS = 2  # the way of making null pictures; counted up when it changes, since they are kept on disk
 SCATTER = 0.3  # standard deviations of the prior: how far from its start a further search begins
 CONVERGED = 0.1  # relative residual up to which a picture goes without a warning
 
@@ -132,7 +133,7 @@ class BlindMethod(_WholeStages):
 
     Of `prior` the mean, the colours and the size count; the spectrum is that of the stage's recipe. start: "taught", what the
     stage's decoder draws from the features, or "mean", the mean colour. Of several `starts`, scattered around that, the
-    picture that meets the features best is shown, with how far the pictures lie apart.
+    picture that meets the features best is shown, with how far the pictures lie apart; its null is that of the first start.
     """
 
     opened: Opened
@@ -161,7 +162,7 @@ class BlindMethod(_WholeStages):
         nearest = int(found.misfit.argmin())
         leak = CAREFUL if found.retreated else BOLD
         null = self._null(level, found.steps, leak)
-        misfit, start = float(found.misfit[nearest]), float(found.history[0, 0])
+        misfit, start = float(found.misfit[nearest]), float(found.history[0, nearest])
         null_misfit = float(null["norm"].to(scale) / scale)
         planned, taken = found.steps, len(found.history)
         notes = []
@@ -207,7 +208,7 @@ class BlindMethod(_WholeStages):
             return {"picture": found.x[0], "norm": found.misfit[0] * scale, "start": found.history[0, 0] * scale}
 
         made_by = setting(encoder, self.prior), (self.prior.power, self.prior.f0), str(encoder.device)
-        return kept(("null", VERSION, *made_by, self.start, level, recipe, steps, leak, self.seed), make)
+        return kept(("null", _NULLS, VERSION, *made_by, self.start, level, recipe, steps, leak, self.seed), make)
 
     def _recipe(self, level: int) -> Recipe:
         stride = self.opened.image.shape[-2] / self.opened.levels[level].shape[-2]
@@ -257,6 +258,8 @@ def scattered(prior: Prior, seed: int, starts: int) -> Tensor:
 def spread(pictures: Tensor) -> float:
     """How far pictures (N, c, H, W) of N starts lie apart: root mean variance of a pixel over the contrast of their mean."""
     apart = pictures.var(0).mean().sqrt()
+    if not apart:
+        return 0.0
     mean = pictures.mean(0)
     return float(apart / (mean - mean.mean((1, 2), keepdim=True)).square().mean().sqrt())
 
