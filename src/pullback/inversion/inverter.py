@@ -33,13 +33,13 @@ class Inverter:
     mode (cascade): "additive" (8), "fused" or "frozen" (spec section 3). correctors: None for gamma 1, beta 0, captioned
     "unfitted"; `correctors.bias_free()` switches the biases off. prior: image prior of the Wiener and blind inverses, default
     `Prior.natural` of the encoder's preprocessing. ridge: the Wiener inverse's noise, lambda. start (blind): "taught", what a
-    decoder draws from the features, fitted once for each encoder and size of image on synthetic pictures and kept in the
-    user's cache folder, or "mean", the mean colour. starts (blind): searches from so many places around that, at once, with the
-    memory that so many images take; the nearest is shown, and the figures say how far they lie apart. steps, seconds: budget of the iterative inverses, for each picture, without
-    what the blind inverse makes once and keeps (decoders, the null of a number of steps); `steps` gives the same bits every
-    time, both together no more than `steps`. chunk, memory: see `pullback.Jacobian`. seed: of what
-    they draw at random, 0 to 2**63 - 1. Raises OptionError for an unknown method, mode or start, or a number that does not
-    fit, EncoderError for a network without spatial stages.
+    decoder draws from the features, fitted once for each encoder and size of image on synthetic pictures and kept in the user's
+    cache folder, or "mean", the mean colour. starts (blind): searches from so many places around that, at once, with the memory
+    that so many images take; the nearest is shown, and the figures say how far they lie apart. steps, seconds: budget of the
+    iterative inverses, for each picture, without what the blind inverse makes once and keeps (decoders, the null of a number of
+    steps); `steps` gives the same bits every time, both together no more than `steps`. chunk, memory: see `pullback.Jacobian`.
+    seed: of what they draw at random, 0 to 2**63 - 1. Raises OptionError for an unknown method, mode or start, or a number that
+    does not fit, EncoderError for a network without spatial stages.
     """
 
     def __init__(
