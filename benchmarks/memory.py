@@ -14,6 +14,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -69,6 +70,7 @@ def peak(probe: Probe) -> int:
 
 def _measure(probe: Probe) -> int:
     torch.set_num_threads(probe.threads)
+    import_module("torch.fx.experimental.symbolic_shapes")  # which autograd loads with its first cotangent: no way's own
     way = next(way for way in (*WAYS, STREAMED) if way.name == probe.way)
     work = prepare(NETWORKS[probe.network], probe.cotangents, size=probe.size, device=probe.device)
     if probe.layout != "own":

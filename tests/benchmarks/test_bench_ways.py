@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from benchmarks.__main__ import main
 from benchmarks.floor import BANDWIDTH, Cost, Counter, Rates, cost
 from benchmarks.memory import Probe, peak
-from benchmarks.peers import IDIOM, LOOP, OURS, WAYS, Setting, Way
+from benchmarks.peers import IDIOM, LOOP, OURS, STREAMED, WAYS, Setting, Way
 from benchmarks.rows import Row, Table
 from benchmarks.table import document, markdown
 from benchmarks.timing import Effort, relative_error, table, verified
@@ -59,6 +59,11 @@ def test_every_way_gives_the_dense_jacobian(work: Work, expected: Tensor, way: W
         assert pulled.shape == expected.shape
         error = relative_error(pulled, expected)
         assert error < 1e-12 if way.precision == "float32" else 1e-4 < error < 5e-2
+
+
+def test_pictures_that_are_not_held_are_those_of_the_last_chunk(work: Work, expected: Tensor) -> None:
+    last = STREAMED.pull(work, work.seeds, Setting(2, "own"))
+    assert relative_error(last, expected[4:]) < 1e-12
 
 
 def test_a_way_counts_its_runs_and_keeps_the_weights_frozen(work: Work) -> None:
@@ -185,6 +190,12 @@ def test_peak_memory_is_that_of_the_way_alone() -> None:
     pictures = 4 * 3 * 256 * 256 * 4
     activations = 4 * 4 * 32 * 128 * 128  # four of the first stage
     assert pictures + activations < peak(probe) < len(ballast)
+
+
+def test_memory_does_not_grow_with_pictures_that_are_not_held() -> None:
+    few, many = (peak(Probe("scenes", STREAMED.name, 8, "own", n, 128, "cpu", 1)) for n in (16, 128))
+    held = peak(Probe("scenes", PULLBACK.name, 8, "own", 128, 128, "cpu", 1))
+    assert many < few + 2**23 < held  # 112 pictures are 22 MB
 
 
 def test_an_unknown_network_is_named() -> None:
