@@ -70,9 +70,8 @@ def peak(probe: Probe) -> int:
 
 def _measure(probe: Probe) -> int:
     torch.set_num_threads(probe.threads)
-    import_module(
-        "torch.fx.experimental.symbolic_shapes"
-    )  # which autograd loads with its first cotangent: no way's own
+    # Autograd loads it with its first cotangent: it belongs to no way.
+    import_module("torch.fx.experimental.symbolic_shapes")
     way = next(way for way in (*WAYS, STREAMED) if way.name == probe.way)
     work = prepare(NETWORKS[probe.network], probe.cotangents, size=probe.size, device=probe.device)
     if probe.layout != "own":

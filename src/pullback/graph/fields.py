@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_iter, tree_map
 
+from pullback.graph.recording import vjp
 from pullback.graph.tape import INPUT, Op, Point, Ref, Tape
 
 aten = torch.ops.aten
@@ -228,6 +229,6 @@ def _convolution(tape: Tape, op: Op, out: Tensor) -> dict[int, Tensor]:
             groups,
         )
         seed = out.reshape(n, groups, -1, *out.shape[2:]).any(2).float()
-        (grad,) = torch.autograd.grad((made * seed).sum(), stand_in)
+        grad = vjp(made, stand_in, seed)
     grouped = (grad > 0).unsqueeze(2).expand(n, groups, channels // groups, *tape.shapes[x][2:])
     return {x: grouped.reshape(tape.shapes[x])}
