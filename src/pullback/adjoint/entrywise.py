@@ -19,7 +19,7 @@ from pullback.adjoint.maps import (
 
 def pointwise(a: Applied) -> tuple[Any, list[Local]]:
     """f(x, ...) entry by entry: a diagonal, whose entries autograd knows."""
-    shape = torch.broadcast_shapes(*(t.shape for t in a.tensors))
+    shape = torch.broadcast_tensors(*a.tensors)[0].shape  # torch.broadcast_shapes would load sympy: half a second
     out, leaves = a.on_leaves(shape)
     if not isinstance(out, Tensor) or out.shape != shape or out.is_complex():
         raise NoRule

@@ -5,6 +5,8 @@ Exit status 0: done; 2: a clear error, told in one line; 130: interrupted; 1: a 
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -47,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     An exception that nobody foresaw is told in one line too; with PULLBACK_TRACEBACK=1 it is raised, traceback and all.
     """
+    atexit.register(gc.freeze)  # else Python ends by looking through all of torch for garbage: a third of a second
     try:
         # Typer turns usage errors into exit status 2 and Ctrl-C into 130.
         typer.main.get_command(app).main(arguments, prog_name="pullback")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -187,7 +188,7 @@ def _certificates(encoder: Encoder, session: Inversion, mask: Tensor | None) -> 
     found = []
     for stage in encoder.stages:
         features = session.features(stage.number)
-        c, i, j = (int(n) for n in torch.unravel_index(features.abs().argmax(), features.shape))
+        c, i, j = (int(n) for n in np.unravel_index(int(features.abs().argmax()), tuple(features.shape)))
         found.append(session.certificate(stage.number, unit=(c, i, j)))
         if mask is not None and bool((mask > 0.5).any()):
             found.append(session.certificate(stage.number, region=mask > 0.5))

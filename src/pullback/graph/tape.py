@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_iter, tree_map
+from torch.utils._pytree import tree_iter
 
 from pullback.errors import EncoderError
 
@@ -195,7 +195,7 @@ class Tape:
             for i, released in program.steps:
                 op = self.ops[i]
                 func = rules[i] if rules and i in rules else op.func
-                args, kwargs = tree_map(lambda a: values[a.index] if isinstance(a, Ref) else a, (op.args, op.kwargs))
+                args, kwargs = _filled(op.args, values), _filled(op.kwargs, values)
                 if op.grad:
                     out = func(*args, **kwargs)
                 else:
@@ -254,6 +254,17 @@ class _Program:
     written_constants: tuple[int, ...]
     captures: dict[int, list[Point]]
     overwritten: frozenset[Point]  # points whose storage a later step writes
+
+
+def _filled(arguments: Any, values: Mapping[int, Tensor]) -> Any:
+    """The arguments with tensors for their references; they nest in lists, tuples and dictionaries alone."""
+    if isinstance(arguments, Ref):
+        return values[arguments.index]
+    if isinstance(arguments, (list, tuple)):
+        return type(arguments)([_filled(a, values) for a in arguments])
+    if isinstance(arguments, dict):
+        return {name: _filled(a, values) for name, a in arguments.items()}
+    return arguments
 
 
 def _plan(tape: Tape, start: Point, points: Sequence[Point]) -> _Program:

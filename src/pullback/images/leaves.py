@@ -11,7 +11,6 @@ from math import exp, log, pi
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from scipy.ndimage import gaussian_filter
 
 Array = NDArray[np.float64]
 
@@ -43,6 +42,8 @@ def dead_leaves(seed: int, size: tuple[int, int], colours: Array) -> Array:
     shades = dice.standard_normal((n + 1, len(colours))) * 0.5 + grey
     picture = (drawn[leaf] + light[..., None] * grey + grain[..., None] * shades[leaf]) @ colours.T
     if dice.uniform() < 0.5:
+        from scipy.ndimage import gaussian_filter  # here: it takes longer to load than most commands need
+
         picture = gaussian_filter(picture, dice.uniform(0.5, 4) * longer / 160, axes=(0, 1))
     return np.ascontiguousarray(picture.transpose(2, 0, 1))
 

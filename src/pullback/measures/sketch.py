@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from numpy.typing import ArrayLike
-from scipy import special
 from torch import Tensor
 
 from pullback.errors import MaskError, OptionError
@@ -104,6 +103,8 @@ def _parts(mask: Tensor | ArrayLike, jacobian: Jacobian) -> Tensor:
 
 
 def _energy(mean: Tensor, n: int, confidence: float) -> Estimate:
+    from scipy import special  # here: a tenth of a second that most commands need not wait
+
     low, high = (n / special.chdtri(n, q) for q in ((1 - confidence) / 2, (1 + confidence) / 2))
     return Estimate(mean, mean * low, mean * high)
 
@@ -111,6 +112,8 @@ def _energy(mean: Tensor, n: int, confidence: float) -> Estimate:
 def _share(energies: Tensor, n: int, confidence: float) -> Estimate:
     """Of two energies (2, C) estimated by n probes each, the ratio of whose errors follows F(n, n). Not a number without energy."""
     odds = energies[0] / energies[1]
+    from scipy import special
+
     low, high = (odds / special.fdtri(n, n, q) for q in ((1 + confidence) / 2, (1 - confidence) / 2))
     return Estimate(*(torch.where(o.isinf(), 1.0, o / (1 + o)) for o in (odds, low, high)))
 
