@@ -29,7 +29,7 @@ from pullback.studies.controls import Guest, paste, transplant
 from pullback.studies.mahendran import mahendran
 from pullback.studies.metrics import likeness
 from pullback.studies.results import LEFT, LOST_WITH_FEATURES, LOST_WITH_GATES
-from pullback.studies.sessions import Opener, Session
+from pullback.studies.sessions import FeatureMethod, Opener, Session, Sketch
 from pullback.studies.trial import Bench, try_method
 
 ALL = ("additive", "fused", "frozen", "vjp", "wiener", "blind", "blind-mean", "decoder", "mahendran")
@@ -255,6 +255,25 @@ def test_a_donor_without_a_picture_leaves_out_its_figures_alone() -> None:
     assert set(whole) - set(partly) == {name for name in whole if name.startswith("foreign ")} != set()
     with pytest.raises(StageError, match="nothing to see"):
         try_method(bench, recorded([], lambda opened: opened is x), 1, x, guest, floor=0.2)
+
+
+def test_a_flat_picture_of_another_images_features_is_like_nobody() -> None:
+    """It counts as 0, as a patch that changes nothing does: left out, the swaps that draw something would speak for all."""
+    encoder, (x, donor) = small_encoder(), (image(0), image(1))
+    own = encoder.features(x, 1)
+
+    def draw(features: Tensor, stage: int, size: tuple[int, int]) -> Sketch:
+        return Sketch(x if torch.equal(features, own) else torch.zeros_like(x), torch.zeros_like(x), {})
+
+    def start(encoder: Encoder, budget: Budget) -> Opener:
+        return FeatureMethod(encoder, draw, "planted", "", {}, 0)
+
+    bench = Bench(encoder, Budget(2, None), ("swap",), None, None)
+    found = try_method(
+        bench, Contender("planted", "planted", start, ""), 1, x, Guest(donor, paste(x, donor, 0)), floor=0.2
+    )
+    assert found.values["correlation"] == pytest.approx(1)
+    assert (found.values["swap correlation to image"], found.values["swap correlation to donor"]) == (0, 0)
 
 
 def test_a_network_that_cannot_be_randomised_is_studied_without_that_control(

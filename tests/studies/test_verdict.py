@@ -43,6 +43,16 @@ def results(spread: float = 0.01, method: str = "blind", **changed: float) -> Re
         ({"ssim": 0.4}, "inconclusive", "SSIM over the best floor"),
         ({"swap ssim to image": 0.6}, "explained by null 2a", LOST_WITH_FEATURES),
         ({"swap correlation to image": 0.95}, "explained by null 2b", "swap: donor over image"),
+        (
+            {"swap correlation to image": 0.02, "swap correlation to donor": 0.09},
+            "explained by null 2b",
+            "swap: donor over image",
+        ),
+        (
+            {"swap correlation to image": 0.02, "swap correlation to donor": 0.12},
+            "inconclusive",
+            "swap: donor over image",
+        ),
         ({"transplant correlation": 0.0}, "explained by null 2c", "transplant: correlation"),
         ({"transplant energy": 0.09}, "explained by null 2d", "transplant: energy inside over the area"),
     ],
@@ -96,7 +106,7 @@ def test_the_raw_vjp_is_a_null_for_others_and_not_for_itself() -> None:
 )
 def test_nothing_is_replicated_without_the_controls_of_ownership(known: tuple[str, ...], finding: str) -> None:
     plain = {n: v for n, v in HONEST.items() if n in ("ssim", "floor", "null ssim") or n.startswith(known)}
-    rows = [Row("blind", 1, f"{i}.jpg", {n: v + 0.001 * i for n, v in plain.items()}) for i in range(5)]
+    rows = [Row("blind", 1, f"{i}.jpg", {n: v + 0.001 * i for n, v in plain.items()}) for i in range(COUNT)]
     partly = Results([r.image for r in rows], {"blind": "blind"}, {1: "l"}, {("blind", 1): rows}, {}, 0)
     assert verdict(partly, "blind", 1).finding == finding
 
@@ -106,6 +116,27 @@ def test_what_is_known_decides_where_a_control_was_not_tried() -> None:
     rows = [Row("blind", 1, f"{i}.jpg", {n: v + 0.001 * i for n, v in plain.items()}) for i in range(5)]
     partly = Results([r.image for r in rows], {"blind": "blind"}, {1: "l"}, {("blind", 1): rows}, {}, 0)
     assert verdict(partly, "blind", 1).finding == "explained by null 1, no features at all"
+
+
+def _first(found: Results, count: int, failed: int) -> Results:
+    """The same study of the first images alone, of which some failed."""
+    rows = found.rows["blind", 1][:count]
+    rows = [Row("blind", 1, row.image, {}, "no luck") if i < failed else row for i, row in enumerate(rows)]
+    return Results([r.image for r in rows], found.titles, found.stages, {("blind", 1): rows}, found.floors, 0)
+
+
+@pytest.mark.parametrize(
+    ("count", "failed", "finding"),
+    [
+        (12, 0, "replicated"),
+        (8, 0, "replicated"),
+        (7, 0, "inconclusive (fewer than 8 images)"),
+        (12, 2, "inconclusive (2 of 12 images failed)"),
+        (12, 9, "inconclusive (9 of 12 images failed)"),
+    ],
+)
+def test_few_images_and_failed_ones_replicate_nothing(count: int, failed: int, finding: str) -> None:
+    assert verdict(_first(results(), count, failed), "blind", 1).finding == finding
 
 
 def test_a_failed_method_is_inconclusive() -> None:

@@ -87,6 +87,8 @@ class CascadeMethod:
             self.caption += "; without biases the zero seed draws nothing, so its null cannot show what the gates draw"
         self.confined = self.correctors.confined
         self._frozen: dict[int, Frozen] = {}
+        self._zeros: dict[int, Tensor] = {}
+        self._offsets: dict[int, Tensor] = {}
 
     @cached_property
     def cascade(self) -> Cascade:
@@ -112,7 +114,7 @@ class CascadeMethod:
         if self.kind == "additive":
             own, null = self.cascade.pull(at.seeds(channels), level), self._null(level)
             return Drawn(own, null.expand_as(own), self._figures(at), self._notes(level))
-        null = self._freeze(level).offset()
+        null = self._offset(level)
         own = self._freeze(level).linear(_equalised(at, channels)) + null
         return self._as_frozen(own, null.expand_as(own), at, level)
 
@@ -124,7 +126,7 @@ class CascadeMethod:
             for c, b in self._additive(level, at):
                 own += torch.einsum("dk,kchw->dchw", omega[:, c], b)
             return Drawn(own, total * self._null(level), self._figures(at), self._notes(level), natural=False)
-        null = total * self._freeze(level).offset()
+        null = total * self._offset(level)
         return self._as_frozen(self._freeze(level).linear(combined(at, omega)) + null, null, at, level)
 
     def seeded(self, seed: Tensor, level: int) -> Drawn:
@@ -151,10 +153,19 @@ class CascadeMethod:
 
     def _null(self, level: int) -> Tensor:
         """A_l(0): with the kept normalisers in frozen mode, with its own otherwise."""
-        return self._freeze(level).offset() if self.kind == "frozen" else self._zero(level)
+        return self._offset(level) if self.kind == "frozen" else self._zero(level)
+
+    # The same for every seed, so drawn once; each picture gets a copy of its own.
 
     def _zero(self, level: int) -> Tensor:
-        return self.cascade.pull(self.cascade.zero_seed(level), level)[0]
+        if level not in self._zeros:
+            self._zeros[level] = self.cascade.pull(self.cascade.zero_seed(level), level)[0]
+        return self._zeros[level].clone()
+
+    def _offset(self, level: int) -> Tensor:
+        if level not in self._offsets:
+            self._offsets[level] = self._freeze(level).offset()
+        return self._offsets[level].clone()
 
     def _figures(self, at: Measure) -> dict[str, float | int | str | bool]:
         return {"channels": len(at.energy), "dead channels": at.dead}

@@ -13,6 +13,7 @@ from scipy import stats
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+FEW = 8  # values below which resampling cannot reach the level of its intervals
 
 
 @dataclass(frozen=True)

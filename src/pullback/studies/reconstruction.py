@@ -18,6 +18,7 @@ from pullback.explain.options import Progress
 from pullback.images import image_files, output_folder, write_whole
 from pullback.inversion import Inverter
 from pullback.pictures.display import png, to_image
+from pullback.studies.bootstrap import FEW
 from pullback.studies.contenders import Budget, Contender
 from pullback.studies.options import StudyOptions
 from pullback.studies.plan import Plan, Subject, check, planned
@@ -28,7 +29,6 @@ from pullback.studies.tables import page, table
 from pullback.studies.trial import Tried, floor_values, try_method
 
 SHOWN = 4  # images on the sheets
-FEW = 8  # images below which resampling cannot reach the level of its intervals
 _ASKED = {
     "own": "its own features",
     "null": "no features (null)",
@@ -38,7 +38,8 @@ _ASKED = {
 }
 _WORDS = (
     "Left: the picture whose features each method was given; the gates are always those of the block's first picture. Pictures are "
-    "de-normalised and clamped, with nothing stretched; a raw VJP is a signed map around grey, to its own scale."
+    "de-normalised and clamped, with nothing stretched; a raw VJP is a signed map around grey, to its own scale; -: no "
+    "such picture."
 )
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import isnan
 
 import torch
 from PIL import Image
@@ -107,6 +108,8 @@ def try_method(
                 shown["swap"] = picture.rgb()
                 for to, whom in (("image", image), ("donor", donor)):
                     there = likeness(picture.tensor, whom, bench.display, None)
+                    if isnan(there["correlation"]):
+                        there["correlation"] = 0.0  # a flat picture is like nobody's, as in `transplant`
                     values |= {f"swap {name} to {to}": value for name, value in there.items()}
                 if donor_picture is None:
                     with suppress(PullbackError), contender.start(encoder, again)(donor) as other:

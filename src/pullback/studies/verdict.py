@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pullback.studies.bootstrap import Interval
+from pullback.studies.bootstrap import FEW, Interval
 from pullback.studies.results import LOST_WITH_FEATURES, Results
 
 REPLICATED, NOT_REPLICATED, INCONCLUSIVE = "replicated", "not replicated", "inconclusive"
@@ -34,7 +34,12 @@ VANILLA = Null("null 3, the raw VJP", "SSIM over the raw VJP", 0.02)
 NULLS = (
     Null("null 1, no features at all", "SSIM over its null", 0.02),
     Null("null 2a, another image's features under its gates", LOST_WITH_FEATURES, 0.02, "swap"),
-    Null("null 2b, the image's own gates: its picture whatever the features", "swap: donor over image", 0.0, "swap"),
+    Null(
+        "null 2b, the image's own gates: another image's features under them do not draw that image",
+        "swap: donor over image",
+        0.1,
+        "swap",
+    ),
     Null("null 2c, a picture that no pasted patch appears in", "transplant: correlation", 0.1, "transplant"),
     Null(
         "null 2d, a picture that a pasted patch changes everywhere alike",
@@ -59,9 +64,10 @@ def verdict(results: Results, method: str, stage: int) -> Verdict:
     """The intervals decide, each on its whole length.
 
     One below 0 for the floor says not replicated; else the first null whose interval lies below its margin explains the
-    score; else the first interval that does not lie above its margin leaves it inconclusive, and so does a control of
-    ownership (transplant, swap) that was not tried; else the claim is replicated, and the interval over the best floor is
-    told. The raw VJP is passed over where it was not drawn.
+    score; else the first interval that does not lie above its margin leaves it inconclusive, and so do a control of
+    ownership (transplant, swap) that was not tried, an image that the method could not draw, and fewer than `FEW` images,
+    whose intervals are too narrow; else the claim is replicated, and the interval over the best floor is told. The raw VJP is
+    passed over where it was not drawn.
     """
     floor = results.interval(method, stage, FLOOR.quantity)
     if floor.high < 0:
@@ -79,5 +85,10 @@ def verdict(results: Results, method: str, stage: int) -> Verdict:
             undecided.append(Verdict(INCONCLUSIVE, null.quantity, found))
     if undecided:
         return undecided[0]
-    said = f"{INCONCLUSIVE} (not tried: {', '.join(dict.fromkeys(untried))})" if untried else REPLICATED
-    return Verdict(said, FLOOR.quantity, floor)
+    failed = results.failed(method, stage)
+    missing = [
+        *([f"not tried: {', '.join(dict.fromkeys(untried))}"] if untried else []),
+        *([f"{failed} of {len(results.images)} images failed"] if failed else []),
+        *([f"fewer than {FEW} images"] if floor.count < FEW and not failed else []),
+    ]
+    return Verdict(f"{INCONCLUSIVE} ({'; '.join(missing)})" if missing else REPLICATED, FLOOR.quantity, floor)
