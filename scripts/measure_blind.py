@@ -3,8 +3,8 @@
     python scripts/measure_blind.py torchvision:resnet18 PICTURE... --weights resnet18.safetensors --steps 150 --start taught
 
 For each stage the mean over the pictures, with its 95 % bootstrap interval: correlation with the image over all preprocessed
-values, SSIM of the de-normalised picture, that of the best floor (each picture's mean colour, or its 8 x 8 thumbnail), and the
-relative feature misfit; then the seconds a picture. `--sheet FILE` draws the originals and every stage's pictures.
+values, SSIM of the de-normalised picture, that of the best floor (grey, each picture's mean colour, or its 8 x 8 thumbnail), and
+the relative feature misfit; then the seconds a picture. `--sheet FILE` draws the originals and every stage's pictures.
 
 `--starts N` searches from N places around the start and prints instead how far the pictures lie apart, and how far that tells
 the error: rank correlations of the spread with the true distance from the image, over the pixels of a picture (mean) and over
@@ -58,9 +58,8 @@ def main() -> None:
     images = torch.stack([encoder.preprocess(p) for p in chosen.pictures])
     display = Display(tuple(encoder.preprocessing.mean), tuple(encoder.preprocessing.std))
     rgb = display.colours(images).clamp(0, 1)
-    known = [floors(image, display) for image in images]
-    of_floors = [torch.stack([k[name] for k in known]) for name in ("mean colour", "8x8 thumbnail")]
-    floor = torch.maximum(*(_ssims(display.colours(f).clamp(0, 1), rgb) for f in of_floors))
+    of_floors = zip(*(floors(image, display).values() for image in images), strict=True)
+    floor = torch.stack([_ssims(display.colours(torch.stack(f)).clamp(0, 1), rgb) for f in of_floors]).amax(0)
     print(
         f"{encoder.name}, {len(images)} pictures of {tuple(images.shape[2:])}, {chosen.steps} steps, start: {chosen.start}\n"
     )
