@@ -18,16 +18,23 @@ from pullback.operator import Jacobian
 class Opened:
     """A preprocessed image (C, H, W) on the encoder's device, with everything that is derived from it once.
 
-    chunk, memory: how many cotangents go through the network at a time, see `pullback.Jacobian`.
+    chunk, memory: how many cotangents go through the network at a time; precision: of the products. See `pullback.Jacobian`.
     """
 
     def __init__(
-        self, encoder: Encoder, image: Tensor, *, chunk: int | None = None, memory: int | str | None = None
+        self,
+        encoder: Encoder,
+        image: Tensor,
+        *,
+        chunk: int | None = None,
+        memory: int | str | None = None,
+        precision: str | None = None,
     ) -> None:
         self.encoder = encoder
         self.image = image
         self.chunk = chunk
         self.memory = memory
+        self.precision = precision
         self._chain: dict[int, Jacobian] = {}
         self._whole: dict[int, Jacobian] = {}
         self._measures: dict[int, Measure] = {}
@@ -64,16 +71,24 @@ class Opened:
 
     def _step(self, k: int) -> Jacobian:
         if k not in self._chain:
-            self._chain[k] = self.encoder.jacobian(
-                self.image, k + 1, k, at=self.levels[k], chunk=self.chunk, memory=self.memory
-            )
+            self._chain[k] = self._jacobian(k + 1, k, at=self.levels[k])
         return self._chain[k]
 
     def whole(self, level: int) -> Jacobian:
         """J_l = dF_l / dx in one piece."""
         if level not in self._whole:
-            self._whole[level] = self.encoder.jacobian(self.image, level, chunk=self.chunk, memory=self.memory)
+            self._whole[level] = self._jacobian(level, 0)
         return self._whole[level]
+
+    def _jacobian(self, stage: int, start: int, at: Tensor | None = None) -> Jacobian:
+        return self.encoder.jacobian(
+            self.image, stage, start, at=at, chunk=self.chunk, memory=self.memory, precision=self.precision
+        )
+
+    @property
+    def rounding(self) -> float:
+        """The largest relative error of a random VJP through any Jacobian used so far; 0 in the network's own precision."""
+        return max((j.rounding for j in (*self._chain.values(), *self._whole.values())), default=0.0)
 
     def field(self, level: int, seed: Tensor) -> Support:
         """The structural field in the image of a boolean seed (C_l, H_l, W_l)."""

@@ -357,6 +357,11 @@ class Inversion:
         own, null = torch.stack([d.own for d in drawn]), torch.stack([d.null for d in drawn])
         preprocessing = self.encoder.preprocessing
         figures = {key: _joined([d.figures[key] for d in drawn]) for key in drawn[0].figures}
+        if self._opened[0].precision is not None:
+            figures |= {
+                "precision": self._opened[0].precision,
+                "error of a product": max(o.rounding for o in self._opened),
+            }
         return Picture(
             tensor=self._return(own if self._batched else own[0]),
             null=self._return(null if self._batched else null[0]),
