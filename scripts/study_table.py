@@ -40,11 +40,12 @@ def main() -> None:
     told = [cells for cells in map(_cells, page.partition("## Verdicts")[2].splitlines()) if cells[0].isdigit()]
     # The page and the table tell of the same methods and stages in the same order.
     verdicts = dict(zip(figures, told, strict=True))
+    seconds = _seconds(folder)
     print(_line(HEAD), _line(("---",) * len(HEAD)), sep="\n")
     for (method, stage), found in sorted(figures.items(), key=lambda item: int(item[0][1])):
         if not wanted or method in wanted:
             title, finding = verdicts[method, stage][1], verdicts[method, stage][2].strip("*").partition(",")[0]
-            print(_line((stage, title, *_figures(found), _seconds(folder, method, stage), finding)))
+            print(_line((stage, title, *_figures(found), seconds[method, stage], finding)))
 
 
 def _figures(found: dict[str, Interval]) -> tuple[str, ...]:
@@ -68,15 +69,14 @@ def _mean(found: dict[str, Interval], name: str, scale: float = 1, digits: int =
     return f"{scale * found[name].mean:z.{digits}f}" if name in found else "–"
 
 
-def _seconds(folder: Path, method: str, stage: str) -> str:
-    """The median: the first picture may have paid for a null that is searched once."""
-    rows = (json.loads(file.read_text(encoding="utf-8")) for file in (folder / "rows").glob("*.json"))
-    seconds = [
-        row["values"]["seconds"]
-        for row in rows
-        if (row["method"], str(row["stage"])) == (method, stage) and not row["error"]
-    ]
-    return f"{statistics.median(seconds):.1f}"
+def _seconds(folder: Path) -> dict[Key, str]:
+    """Medians: the first picture may have paid for a null that is searched once."""
+    taken: dict[Key, list[float]] = defaultdict(list)
+    for file in (folder / "rows").glob("*.json"):
+        row = json.loads(file.read_text(encoding="utf-8"))
+        if not row["error"]:
+            taken[row["method"], str(row["stage"])].append(row["values"]["seconds"])
+    return {key: f"{statistics.median(seconds):.1f}" for key, seconds in taken.items()}
 
 
 def _cells(line: str) -> list[str]:

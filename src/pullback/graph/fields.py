@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_iter, tree_map
 
 from pullback.graph.recording import vjp
-from pullback.graph.tape import INPUT, Op, Point, Ref, Tape
+from pullback.graph.tape import INPUT, Op, Point, Ref, Tape, filled
 
 aten = torch.ops.aten
 
@@ -201,7 +201,7 @@ def _adjoint_of(tape: Tape, op: Op, func: Callable[..., Any], out: list[Tensor])
             if t not in places
         }
         given = stand_in | places
-        args, kwargs = tree_map(lambda a: given[a.index] if isinstance(a, Ref) else a, (op.args, op.kwargs))
+        args, kwargs = filled(op.args, given), filled(op.kwargs, given)
         made = [o for o in tree_iter(func(*args, **kwargs)) if isinstance(o, Tensor)]
         grads = torch.autograd.grad(
             made[: len(out)], list(stand_in.values()), [m.float() for m in out], allow_unused=True

@@ -195,7 +195,7 @@ class Tape:
             for i, released in program.steps:
                 op = self.ops[i]
                 func = rules[i] if rules and i in rules else op.func
-                args, kwargs = _filled(op.args, values), _filled(op.kwargs, values)
+                args, kwargs = filled(op.args, values), filled(op.kwargs, values)
                 if op.grad:
                     out = func(*args, **kwargs)
                 else:
@@ -256,14 +256,14 @@ class _Program:
     overwritten: frozenset[Point]  # points whose storage a later step writes
 
 
-def _filled(arguments: Any, values: Mapping[int, Tensor]) -> Any:
+def filled(arguments: Any, values: Mapping[int, Tensor]) -> Any:
     """The arguments with tensors for their references; they nest in lists, tuples and dictionaries alone."""
     if isinstance(arguments, Ref):
         return values[arguments.index]
     if isinstance(arguments, (list, tuple)):
-        return type(arguments)([_filled(a, values) for a in arguments])
+        return type(arguments)([filled(a, values) for a in arguments])
     if isinstance(arguments, dict):
-        return {name: _filled(a, values) for name, a in arguments.items()}
+        return {name: filled(a, values) for name, a in arguments.items()}
     return arguments
 
 

@@ -111,9 +111,9 @@ def _energy(mean: Tensor, n: int, confidence: float) -> Estimate:
 
 def _share(energies: Tensor, n: int, confidence: float) -> Estimate:
     """Of two energies (2, C) estimated by n probes each, the ratio of whose errors follows F(n, n). Not a number without energy."""
-    odds = energies[0] / energies[1]
     from scipy import special
 
+    odds = energies[0] / energies[1]
     low, high = (odds / special.fdtri(n, n, q) for q in ((1 + confidence) / 2, (1 - confidence) / 2))
     return Estimate(*(torch.where(o.isinf(), 1.0, o / (1 + o)) for o in (odds, low, high)))
 
