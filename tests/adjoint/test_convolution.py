@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from oracles.lowered import a_point, assert_both_products_are_dense, assert_exact, dense, lower, network
+from oracles.lowered import a_point, assert_both_products_are_dense, assert_exact, dense, gap, lower, network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pullback.adjoint import Program
+from pullback.adjoint import Program, convolution
+from pullback.adjoint.maps import empty
 from pullback.graph import record
 
 GEOMETRIES: dict[str, tuple[tuple[int, int, Any], dict[str, Any], tuple[int, ...]]] = {
@@ -122,6 +123,45 @@ def test_a_kernel_that_the_image_makes() -> None:
             x = a_point(3, 4, 5, seed=seed)
             program = Program.lower(tape, tape.input, tape.output, x, packed)
             assert_both_products_are_dense(program, dense(net, x))
+
+
+ADDED = {
+    name: way
+    for way, names in {
+        "both": ("same", "valid", "wide padding", "one by one", "even kernel", "dilated", "grouped", "depthwise"),
+        "push": ("grouped and strided", "dilated and strided", "stem, even side", "padding beyond the kernel"),
+    }.items()
+    for name in names
+}
+
+
+@pytest.mark.skipif(convolution._add_conv2d is None, reason="torch was built without oneDNN")
+@pytest.mark.parametrize("name", ADDED)
+def test_added_in_one_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """total += J^T w and J v in float32 are the sums that float64 finds, and oneDNN makes them where memory is dense."""
+    arguments, options, shape = GEOMETRIES[name]
+    net, x = network(lambda x, layer: layer(x), nn.Conv2d(*arguments, **options)), a_point(*shape)
+    exact = lower(net, x).edges[0].map
+    program = lower(net.float(), x.float())
+    rounded = program.edges[0].map
+    adding, calls = convolution._add_conv2d, []
+
+    def counted(*arguments: Any) -> None:
+        calls.append(arguments)
+        adding(*arguments)
+
+    monkeypatch.setattr(convolution, "_add_conv2d", counted)
+    inner, outer = (5, 1, *shape), (5, 1, *program.value.shape)
+    for way, taken, made in (("pull", outer, inner), ("push", inner, outer)):
+        w, start = a_point(*taken), a_point(*made, seed=2)
+        expected = start + getattr(exact, way)(w, False)
+        apart = torch.zeros(*made[:-1], 2 * made[-1])[..., ::2]
+        for total, dense_memory in ((empty(start.float(), made[1:]), True), (apart, False)):
+            total.copy_(start)
+            calls.clear()
+            getattr(rounded, f"add_{way}")(total, w.float(), False)
+            assert len(calls) == (dense_memory and ADDED[name] in ("both", way))
+            assert gap(total.double(), expected) < 1e-6
 
 
 @settings(max_examples=60)

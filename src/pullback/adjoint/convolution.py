@@ -19,6 +19,12 @@ from pullback.adjoint.maps import Map, Scale, Shape, empty, laid_out
 aten = torch.ops.aten
 
 Packed = MutableMapping[Any, Tensor]
+_add_conv2d: Any = (
+    torch.ops.mkldnn._convolution_pointwise_.binary
+    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
+    else None
+)
+_PLAIN_SUM: tuple[Any, ...] = ("add", 1.0, None, [], None)  # no activation after it
 _FEW = 16  # channels: one vector of float32, which phases of so few fill
 
 
@@ -83,17 +89,29 @@ class Convolution(Map):
         return _way(self.weight, self.geometry) == "spread"
 
     def add_pull(self, total: Tensor, w: Tensor, own: bool) -> None:
-        if not self.sparse_pull:
-            super().add_pull(total, w, own)
-            return
         g = self.geometry
-        reached = F.conv2d(laid_out(w.flatten(0, 1)), self._ready("spread"), None, 1, 0, 1, g.groups)
-        total[..., :: g.stride[0], :: g.stride[1]] += reached.unflatten(0, w.shape[:2])
+        way = _way(self.weight, g)
+        if way == "spread":
+            reached = F.conv2d(laid_out(w.flatten(0, 1)), self._ready(way), None, 1, 0, 1, g.groups)
+            total[..., :: g.stride[0], :: g.stride[1]] += reached.unflatten(0, w.shape[:2])
+        elif way == "flipped" and _summing(total):
+            rows, settings = laid_out(w.flatten(0, 1)), (_margin(self.weight, g), (1, 1), g.dilation, g.groups)
+            _add_conv2d(total.flatten(0, 1), rows, self._ready(way), None, *settings, *_PLAIN_SUM)
+        else:
+            super().add_pull(total, w, own)
 
     def push(self, v: Tensor, own: bool) -> Tensor:
         rows = laid_out(v.flatten(0, 1))
         pushed: Tensor = aten.convolution.default(rows, self._ready("native"), None, *self.geometry.arguments)
         return pushed.unflatten(0, v.shape[:2])
+
+    def add_push(self, total: Tensor, v: Tensor, own: bool) -> None:
+        g = self.geometry
+        if g.planar and _summing(total):
+            rows, settings = laid_out(v.flatten(0, 1)), (g.padding, g.stride, g.dilation, g.groups)
+            _add_conv2d(total.flatten(0, 1), rows, self._ready("native"), None, *settings, *_PLAIN_SUM)
+        else:
+            super().add_push(total, v, own)
 
     def to(self, dtype: torch.dtype) -> Map:
         return replace(self, dtype=dtype)
@@ -133,6 +151,14 @@ def _way(weight: Tensor, g: Geometry) -> str:
     if len(set(g.stride)) == 1 and set(g.dilation) == {1} and g.groups == 1 and few:
         return "phases"
     return "native"
+
+
+def _summing(total: Tensor) -> bool:
+    """Whether oneDNN adds to `total` (K, N, C, H, W) in one pass over memory: it wants it dense, channels innermost."""
+    if _add_conv2d is None or total.device.type != "cpu" or not total.movedim(2, -1).is_contiguous():
+        return False
+    half = total.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return half or total.dtype == torch.float32
 
 
 def _folded(weight: Tensor, g: Geometry, outer: Scale | None, inner: Scale | None) -> Tensor:
