@@ -23,7 +23,7 @@ def test_it_writes_the_page_and_prints_its_name(run: Callable[..., Any]) -> None
     left = run("study", "reconstruction", "in", "--out", "out", *TINY, *options)
     assert (left.status, left.out) == (0, "out/reconstruction.md\n")
     assert sorted(p.name for p in Path("out").iterdir()) == [
-        "reconstruction.csv", "reconstruction.md", "rows", "stage-1.png",
+        "reconstruction.csv", "reconstruction.md", "rows", "stage-1.png", "study.json",
     ]  # fmt: skip
     assert "random-weight encoder was not asked for" in Path("out/reconstruction.md").read_text(encoding="utf-8")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -144,8 +145,8 @@ def test_every_part_of_the_state_counts(part: str, tmp_path: Path, monkeypatch: 
         fit_correctors(ENCODER, IMAGES[:3], QUICK, out=out, told=stopping_at(3))
     true = State.load
 
-    def forgetful(path: Path, settings: Any, start: State) -> State | None:
-        found = true(path, settings, start)
+    def forgetful(path: Path, settings: Any) -> State | None:
+        found = true(path, settings)
         assert found is not None
         return replace(found, **{part: torch.zeros_like(getattr(found, part))})
 
@@ -210,26 +211,71 @@ def test_other_pictures_or_weights_are_another_fit(tmp_path: Path) -> None:
 def test_what_is_no_checkpoint_is_refused(content: bytes, tmp_path: Path) -> None:
     out = tmp_path / "fitted.safetensors"
     checkpoint_of(out).write_bytes(content)
-    with pytest.raises(OptionError, match="is no checkpoint of a fit"):
+    with pytest.raises(OptionError, match=r"is damaged or no checkpoint of a fit .*begin anew with overwrite"):
         fit_correctors(ENCODER, IMAGES, SMALL, out=out)
 
 
-@pytest.mark.parametrize("part", ["parameters", "first", "second", "running"])
-@pytest.mark.parametrize(
-    "change", [lambda t: t[:-1], lambda t: t[None], lambda t: t.float()], ids=["short", "2-d", "type"]
-)
-def test_a_checkpoint_that_does_not_fit_the_levels_is_refused(
-    change: Callable[[Tensor], Tensor], part: str, tmp_path: Path
-) -> None:
-    out = tmp_path / "fitted.safetensors"
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The checkpoint of a fit of IMAGES[:1] that was stopped after two steps."""
+    out = tmp_path_factory.mktemp("stopped") / "fitted.safetensors"
     with pytest.raises(Stopped):
-        fit_correctors(ENCODER, IMAGES[:1], QUICK, out=out, told=stopping_at(1))
-    with safe_open(checkpoint_of(out), framework="pt") as file:
-        tensors, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-    save_file({**tensors, part: change(tensors[part]).contiguous()}, checkpoint_of(out), about)
-    with pytest.raises(OptionError, match=f"damaged: {part} is float.* need float64 .*begin anew with overwrite"):
-        fit_correctors(ENCODER, IMAGES[:1], QUICK, out=out)
+        fit_correctors(ENCODER, IMAGES[:1], QUICK, out=out, told=stopping_at(2))
+    return checkpoint_of(out).read_bytes()
+
+
+def test_a_checkpoint_with_any_bit_flipped_is_refused(stopped: bytes, tmp_path: Path) -> None:
+    out = tmp_path / "fitted.safetensors"
+    head = 8 + int.from_bytes(stopped[:8], "little")
+    numbers = range(head, len(stopped), (len(stopped) - head) // 40)
+    for place in (*range(0, head, 7), *numbers, len(stopped) - 1):
+        flipped = bytearray(stopped)
+        flipped[place] ^= 1 << place % 8
+        checkpoint_of(out).write_bytes(flipped)
+        with pytest.raises(OptionError, match=r"damaged.*begin anew with overwrite"):
+            fit_correctors(ENCODER, IMAGES[:1], QUICK, out=out)
     assert fit_correctors(ENCODER, IMAGES[:1], QUICK, out=out, overwrite=True).card["steps"] == 5
+    assert names(tmp_path) == [out.name]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"step": "2"}, {"step": 99}, {"step": -2}, {"threads": 0}, {"history": [1]}, {"history": [{}]}, {"digest": None}],
+    ids=str,
+)
+def test_a_checkpoint_that_was_altered_is_refused(change: dict[str, Any], stopped: bytes, tmp_path: Path) -> None:
+    out = tmp_path / "fitted.safetensors"
+    checkpoint_of(out).write_bytes(stopped)
+    with safe_open(checkpoint_of(out), framework="pt") as file:
+        tensors, said = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    if "digest" in change:  # as an older version wrote it
+        del said["digest"]
+    else:
+        said["pullback.fit"] = json.dumps({**json.loads(said["pullback.fit"]), **change}, sort_keys=True)
+    save_file(tensors, checkpoint_of(out), said)
+    with pytest.raises(OptionError, match=r"the checkpoint .* is damaged; .*begin anew with overwrite"):
+        fit_correctors(ENCODER, IMAGES[:1], QUICK, out=out)
+
+
+def test_a_result_that_is_not_finite_is_told_and_not_written(tmp_path: Path) -> None:
+    encoder = ENCODER.to(dtype=torch.float32)
+    recipe = replace(QUICK, steps=1, rate=1e39)  # the loss is that of before the step
+    for overwrite in (False, True):
+        with pytest.raises(
+            NumericsError, match=r"not finite in torch.float32 after step 1 at rate=1e\+39; .*lower rate"
+        ):
+            fit_correctors(encoder, [IMAGES[0].float()], recipe, out=tmp_path / "new" / "inf", overwrite=overwrite)
+        assert names(tmp_path) == []
+
+
+def test_the_card_names_the_pictures_of_files(tmp_path: Path) -> None:
+    folder, out = tmp_path / "pictures", tmp_path / "fitted.safetensors"
+    folder.mkdir()
+    for i in range(5):
+        Image.new("RGB", (20, 20), (i * 20, 100, 7)).save(folder / f"{i}.png")
+    fit_correctors(ENCODER, folder, QUICK, steps=1, held_back=2, out=out)
+    assert pb.Correctors.load(out).pictures == {pb.load_image(p).digest[:16] for p in folder.iterdir()}
+    assert fit_correctors(ENCODER, [folder, IMAGES[0]], QUICK, steps=1).pictures is None
 
 
 def test_a_result_stands_although_a_fit_that_overwrites_it_was_stopped(whole: Path, tmp_path: Path) -> None:

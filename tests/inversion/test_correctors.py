@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -276,6 +277,14 @@ class TestFiles:
         settings = ("eps", "label", "card", "absolute", "centred", "digest")
         assert [getattr(after, name) for name in settings] == [getattr(before, name) for name in settings]
 
+    def test_the_pictures_of_the_fit(self, tmp_path: Path) -> None:
+        cards: list[dict[str, str]] = [{}, {"picture digests": "0123456789abcdef fedcba9876543210"}]
+        found = []
+        for card in cards:
+            replace(Correctors.unfitted([3]), card=card).save(tmp_path / "c")
+            found.append(Correctors.load(tmp_path / "c").pictures)
+        assert found == [None, {"0123456789abcdef", "fedcba9876543210"}]
+
     def test_more_than_ten_levels_keep_their_order(self, tmp_path: Path) -> None:
         Correctors.unfitted(range(1, 13)).save(tmp_path / "c")
         assert [len(c.gamma) for c in Correctors.load(tmp_path / "c").levels] == list(range(1, 13))
@@ -332,6 +341,7 @@ class TestFiles:
             ({"card": "small"}, "holds no correctors"),
             ({"card": [["encoder", "small"]]}, "holds no correctors"),
             ({"card": 1.5}, "holds no correctors"),
+            ({"card": {"picture digests": ["0123456789abcdef"]}}, "holds no correctors"),
         ],
     )
     def test_damaged_files(self, tmp_path: Path, change: dict[str, object], words: str) -> None:

@@ -79,6 +79,29 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path: Path, monkeypa
     assert (tmp_path / "file").read_text() == ""
 
 
+def test_the_folder_of_no_user_is_no_obstacle(
+    forget: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PULLBACK_CACHE", "~nosuchuser/x")
+    monkeypatch.chdir(tmp_path)
+    make = Maker()
+    assert kept("z", make)["b"] == 1
+    forget()
+    assert kept("z", make)["b"] == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tilde_is_the_users_home(forget: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for home in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(home, str(tmp_path))
+    monkeypatch.setenv("PULLBACK_CACHE", "~/x")
+    make = Maker()
+    kept("z", make)
+    forget()
+    assert kept("z", make)["b"] == 1
+    assert len(list((tmp_path / "x").iterdir())) == 1
+
+
 def test_memory_holds_the_latest_few(forget: Callable[[], None], cache: Path) -> None:
     forget()
     make = Maker()

@@ -63,6 +63,12 @@ def test_a_flat_change_inside_the_patch_correlates_with_nothing(pair: tuple[Tens
     assert (found.correlation, found.energy) == (0, 1)
 
 
+@pytest.mark.parametrize("shade", [0.0, 0.7])
+def test_a_patch_that_differs_by_no_more_than_a_shade_asks_nothing(pair: tuple[Tensor, Tensor], shade: float) -> None:
+    patch = paste(pair[0], pair[0] + shade, 0)
+    assert transplant(patch.pasted - pair[0], pair[0], patch) is None
+
+
 def test_random_weights_leave_the_users_network_as_it_was_and_keep_its_stages() -> None:
     net = randomised(SmallNet(), 0)
     before = copy.deepcopy(net.state_dict())

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from pullback.encoders import Encoder
 from pullback.errors import EncoderError, OptionError, StageError
+from pullback.images import load_image
 from pullback.inversion import Correctors, Inverter
+from pullback.inversion.correctors import PICTURES
 from pullback.pictures import Display
 from pullback.studies import StudyOptions, plan, study_reconstruction
 from pullback.studies import mahendran as rival
@@ -108,7 +110,7 @@ def test_every_method_has_its_figures_at_every_stage(options: StudyOptions) -> N
         assert float(found[method, "1", LOST_WITH_GATES]) == pytest.approx(0, abs=0.02)
     assert progress.done == progress.total == 10 * 2 * 2
     assert {p.name for p in Path("out").iterdir()} == {
-        "reconstruction.md", "reconstruction.csv", "stage-1.png", "stage-2.png", "rows", "decoders",
+        "reconstruction.md", "reconstruction.csv", "stage-1.png", "stage-2.png", "rows", "decoders", "study.json",
     }  # fmt: skip
     text = path.read_text(encoding="utf-8")
     assert "LPIPS was not measured" in text and "| UpConvNet | ResNet" not in text
@@ -296,6 +298,76 @@ def test_a_single_picture_has_no_exchange_and_a_copy_counts_once(options: StudyO
     text = Path("out/reconstruction.md").read_text(encoding="utf-8")
     assert "With a single image nothing can be transplanted" in text
     assert "- images: 1: 0.png" in text
+    assert "left out, since their pixels are those of others: in/copy.png" in text
+
+
+def test_the_page_says_what_was_done_to_pictures_and_tells_equal_names_apart(options: StudyOptions) -> None:
+    Path("more").mkdir()
+    picture((40, 40), seed=7).convert("RGBA").save("more/0.png")
+    grey = Image.new("I;16", (40, 40))
+    grey.paste(900, (5, 5, 30, 20))
+    grey.save("more/deep.png")
+    study_reconstruction(replace(options, images=("in", "more"), methods=("vjp",), at=("1",)), Silent())
+    text = Path("out/reconstruction.md").read_text(encoding="utf-8")
+    assert "- images: 5: in/0.png, in/1.png, in/2.png, more/0.png, more/deep.png" in text
+    assert "as they were read: deep.png (16-bit grey scaled to 8 bits)" in text
+
+
+def test_random_weights_are_named_on_the_page(options: StudyOptions) -> None:
+    study_reconstruction(
+        replace(options, encoder="torchvision:squeezenet1_1", stages=None, methods=("vjp",), at=("1",), controls=()),
+        Silent(),
+    )
+    text = Path("out/reconstruction.md").read_text(encoding="utf-8")
+    assert "torchvision:squeezenet1_1 with RANDOM weights" in text and "random weights" in text.split("## Notes")[1]
+
+
+def test_a_folder_of_another_networks_study_and_one_of_the_pictures_are_refused(options: StudyOptions) -> None:
+    shallow = replace(options, methods=("vjp",), at=("1",), controls=())
+    study_reconstruction(replace(shallow, at=("1", "2")), Silent())
+    before = {p: p.read_bytes() for p in Path("out").rglob("*") if p.is_file()}
+    other = replace(shallow, encoder="builtin:scenes", stages=None, preprocessing=None)
+    with pytest.raises(OptionError, match="holds a study of another network"):
+        study_reconstruction(other, Silent())
+    assert {p: p.read_bytes() for p in Path("out").rglob("*") if p.is_file()} == before
+    for images in (("in",), ("in/0.png", "in/1.png")):
+        with pytest.raises(OptionError, match="is a folder of the pictures"):
+            study_reconstruction(replace(shallow, images=images, out=Path("in/../in")), Silent())
+    assert sorted(p.name for p in Path("in").iterdir()) == ["0.png", "1.png", "2.png"]
+    study_reconstruction(shallow, Silent())  # the same network's folder may be used again
+    assert not Path("out/stage-2.png").exists()
+
+
+def test_correctors_fitted_on_a_studied_picture_are_refused(options: StudyOptions) -> None:
+    fitted = Path("fitted.safetensors")
+    unfitted = Correctors.unfitted([3, 6])
+    digests = [load_image(f"in/{i}.png").digest for i in range(2)]
+    study = replace(options, methods=("fused",), correctors=(fitted,), controls=(), at=("1",))
+    for marks, said in ((digests[1][:16], "1.png is to be studied"), ("0" * 16, None), (None, None)):
+        replace(unfitted, card={} if marks is None else {PICTURES: marks}).save(fitted)
+        if said is not None:
+            with pytest.raises(OptionError, match=said):
+                study_reconstruction(study, Silent())
+            continue
+        study_reconstruction(study, Silent())
+        unknown = "do not say which pictures" in Path("out/reconstruction.md").read_text(encoding="utf-8")
+        assert unknown == (marks is None)
+
+
+def test_rows_of_another_training_are_drawn_anew(options: StudyOptions) -> None:
+    Path("train").mkdir()
+    picture((40, 40), seed=100).save("train/0.png")
+    learned = replace(options, methods=("upconvnet",), train=("train",), train_seconds=0.1, at=("1",), controls=())
+    study_reconstruction(learned, Silent())
+    rows = {p: json.loads(p.read_text(encoding="utf-8"))["run"] for p in Path("out/rows").glob("*.json")}
+    Path("out/decoders/stage-1.safetensors").unlink()
+    study_reconstruction(learned, Silent())  # as many steps as the clock allows: never the same decoder
+    assert all(json.loads(p.read_text(encoding="utf-8"))["run"] != run for p, run in rows.items())
+
+
+def test_a_picture_too_small_for_ssim_is_refused_by_its_size(options: StudyOptions) -> None:
+    with pytest.raises(OptionError, match="8 x 8 pixels are too small for SSIM"):
+        study_reconstruction(replace(options, preprocessing="size=8;resize=8;mean=0.5;std=0.25"), Silent())
 
 
 def test_fitted_correctors_stand_beside_the_unfitted(options: StudyOptions) -> None:
@@ -325,7 +397,8 @@ def test_a_method_that_fails_is_counted_and_the_others_go_on(
     monkeypatch.setattr(room, "try_method", broken)
     path = study_reconstruction(replace(options, methods=("frozen", "vjp"), at=("gate2",)), Silent())
     text = path.read_text(encoding="utf-8")
-    assert "raw VJP (vanilla) (3 failed)" in text and "nothing to pull back here" in text
+    assert "raw VJP (vanilla) (3 failed)" in text
+    assert "- raw VJP (vanilla), stage 2, 3 of 3 images (0.png): nothing to pull back here" in text
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,11 @@ def test_same_seed_same_bits_and_the_file_gives_them_back(tmp_path: Path) -> Non
         assert torch.equal(value, again.state_dict()[name])
         assert torch.equal(value, read.state_dict()[name])
     assert kept(path, encoder, 2, "another run") is None
+    flipped = bytearray(path.read_bytes())
+    flipped[-3] ^= 16
+    path.write_bytes(flipped)
+    assert kept(path, encoder, 2, "run") is None
+    keep(path, first, "run")
     path.write_bytes(path.read_bytes()[:100])
     assert kept(path, encoder, 2, "run") is None
     assert kept(tmp_path / "none", encoder, 2, "run") is None

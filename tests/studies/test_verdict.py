@@ -113,7 +113,7 @@ def test_nothing_is_replicated_without_the_controls_of_ownership(known: tuple[st
 
 def test_what_is_known_decides_where_a_control_was_not_tried() -> None:
     plain = {"ssim": 0.6, "floor": 0.4, "null ssim": 0.6}
-    rows = [Row("blind", 1, f"{i}.jpg", {n: v + 0.001 * i for n, v in plain.items()}) for i in range(5)]
+    rows = [Row("blind", 1, f"{i}.jpg", {n: v + 0.001 * i for n, v in plain.items()}) for i in range(COUNT)]
     partly = Results([r.image for r in rows], {"blind": "blind"}, {1: "l"}, {("blind", 1): rows}, {}, 0)
     assert verdict(partly, "blind", 1).finding == "explained by null 1, no features at all"
 
@@ -139,10 +139,25 @@ def test_few_images_and_failed_ones_replicate_nothing(count: int, failed: int, f
     assert verdict(_first(results(), count, failed), "blind", 1).finding == finding
 
 
+@pytest.mark.parametrize("changed", [{"ssim": 0.1}, {"null ssim": 0.9}, {"transplant correlation": 0.0}])
+def test_few_images_refute_and_explain_nothing(changed: dict[str, float]) -> None:
+    found = _first(results(**changed), 7, 0)
+    assert verdict(found, "blind", 1).finding == "inconclusive (fewer than 8 images)"
+
+
+def test_a_null_that_few_images_tell_of_explains_nothing() -> None:
+    planted = results(**{"transplant correlation": 0.0})
+    for row in planted.rows["blind", 1][:5]:
+        del row.values["transplant correlation"]  # of a patch that is no other than what was there
+    found = verdict(planted, "blind", 1)
+    assert (found.finding, found.quantity, found.interval.count) == ("inconclusive", "transplant: correlation", 7)
+    assert "0.00 [" in page(planted, {}, [], []) and "(of 7)" in page(planted, {}, [], [])
+
+
 def test_a_failed_method_is_inconclusive() -> None:
     failed = [Row("blind", 1, f"{i}.jpg", {}, "no luck") for i in range(5)]
     none = Results([r.image for r in failed], {"blind": "blind"}, {1: "l"}, {("blind", 1): failed}, {}, 0)
-    assert verdict(none, "blind", 1).finding == "inconclusive"
+    assert verdict(none, "blind", 1).finding == "inconclusive (5 of 5 images failed)"
     assert "blind (5 failed)" in page(none, {}, [], [])
 
 
@@ -162,5 +177,9 @@ def test_csv_has_a_line_for_each_quantity_that_is_known() -> None:
     lines = list(csv.DictReader(io.StringIO(table(results(spread=0)))))
     by_name = {line["quantity"]: line for line in lines}
     assert float(by_name["SSIM over the best floor"]["mean"]) == pytest.approx(0.2)
+    skewed = list(csv.DictReader(io.StringIO(table(results(spread=1)))))
+    of_seconds = next(line for line in skewed if line["quantity"] == "seconds")
+    seconds = sorted(row.values["seconds"] for row in results(spread=1).rows["blind", 1])
+    assert float(of_seconds["median"]) == pytest.approx((seconds[5] + seconds[6]) / 2, rel=1e-5)
     assert by_name["SSIM"]["images"] == str(COUNT) and by_name["SSIM"]["failed"] == "0"
     assert "LPIPS" not in by_name

@@ -203,6 +203,12 @@ class Encoder:
         return self._example.data_dependent
 
     @property
+    def title(self) -> str:
+        """The name as headings give it; random weights must not be overlooked."""
+        random = any(note.startswith("random weights") for note in self.notes)
+        return f"{self.name} with RANDOM weights (no evidence, only cost)" if random else self.name
+
+    @property
     def weights_digest(self) -> str:
         """SHA-256 over the names and bytes of the parameters and buffers that the encoder was made with, as they are now.
 

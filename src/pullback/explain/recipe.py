@@ -89,7 +89,7 @@ def explain(
             file_name=file_name,
             origin=origin,
             digest=digest,
-            encoder=_named(encoder),
+            encoder=encoder.title,
             stages=tuple(_row(s) for s in encoder.stages),
             assumptions=(*encoder.preprocessing.assumed, *encoder.notes),
             guesses=guesses,
@@ -112,12 +112,6 @@ def explain(
             },
             seconds=clock.seconds,
         )  # fmt: skip
-
-
-def _named(encoder: Encoder) -> str:
-    """The encoder's name as the reports' headings give it; random weights must not be overlooked."""
-    random = any(note.startswith("random weights") for note in encoder.notes)
-    return f"{encoder.name} with RANDOM weights (no evidence, only cost)" if random else encoder.name
 
 
 def parts(encoder: Encoder) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from torch import Tensor
 
 from pullback.errors import OptionError
 from pullback.images import write_whole
+from pullback.inversion.kept import Tensors, tensors_digest
 
 SCHEMA = 1
 
 _METADATA = "pullback.fit"
+_DIGEST = "digest"
 _TENSORS = ("parameters", "first", "second", "running")
 
 
@@ -54,43 +57,41 @@ class State:
             "history": self.history,
         }
         tensors = {name: getattr(self, name) for name in _TENSORS}
-        write_whole(path, save(tensors, {_METADATA: json.dumps(about, sort_keys=True)}))
+        text = json.dumps(about, sort_keys=True)
+        write_whole(path, save(tensors, {_METADATA: text, _DIGEST: _digest(text, tensors)}))
 
     @classmethod
-    def load(cls, path: Path, settings: Mapping[str, Any], start: State) -> State | None:
-        """What `save` wrote for the same settings; None where there is no file. Raises OptionError for all else.
-
-        start: the state that the fit begins with, whose tensors have the shapes and types that the checkpoint's must have.
-        """
+    def load(cls, path: Path, settings: Mapping[str, Any]) -> State | None:
+        """What `save` wrote for the same settings; None where there is no file. Raises OptionError for all else."""
         if not path.exists():
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})[_METADATA])
+                said = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
-            schema, theirs = about["schema"], dict(about["settings"])
-            found = cls(about["step"], about["threads"], **tensors, history=tuple(about["history"]))
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            text = said[_METADATA]
+        except (OSError, SafetensorError, KeyError) as error:
             raise OptionError(
-                f"{path} is no checkpoint of a fit ({type(error).__name__}); move it away, or begin anew with overwrite"
+                f"{path} is damaged or no checkpoint of a fit ({type(error).__name__});"
+                " move it away, or begin anew with overwrite"
             ) from error
-        differing = difference(theirs, settings) if schema == SCHEMA else f"its schema is {schema!r}, not {SCHEMA}"
+        if said.get(_DIGEST) != _digest(text, tensors):
+            raise OptionError(f"the checkpoint {path} is damaged; move it away, or begin anew with overwrite")
+        about = json.loads(text)
+        schema = about["schema"]
+        differing = (
+            difference(about["settings"], settings) if schema == SCHEMA else f"its schema is {schema!r}, not {SCHEMA}"
+        )
         if differing:
             raise OptionError(
                 f"{path} is the checkpoint of another fit: {differing}; carry on with its settings, or begin anew with overwrite"
             )
-        for name in _TENSORS:
-            theirs_is, ours_is = _kind(getattr(found, name)), _kind(getattr(start, name))
-            if theirs_is != ours_is:
-                raise OptionError(
-                    f"{path} is damaged: {name} is {theirs_is} there, and the levels of the encoder need {ours_is};"
-                    " move it away, or begin anew with overwrite"
-                )
-        return found
+        return cls(about["step"], about["threads"], **tensors, history=tuple(about["history"]))
 
 
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype)[6:]} {tuple(tensor.shape)}"
+def _digest(text: str, tensors: Tensors) -> str:
+    """SHA-256 of all that a checkpoint holds: a state with one bit flipped would be carried on from like any other."""
+    return hashlib.sha256(f"{tensors_digest(tensors)} {text}".encode()).hexdigest()
 
 
 def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from pullback.encoders import Encoder
 from pullback.errors import ImageError, OptionError
 from pullback.fitting.recipe import Recipe
 from pullback.images import image_files, load_image
+from pullback.inversion.correctors import PICTURES
 
 Source = str | Path | Image.Image | Tensor
 
@@ -77,6 +78,13 @@ def examples_of(encoder: Encoder, images: Source | Iterable[Source], recipe: Rec
 def digest_of(examples: Sequence[Example]) -> dict[str, int | str]:
     """How many, and SHA-256 over their digests in order."""
     return {"count": len(examples), "digest": hashlib.sha256(" ".join(e.digest for e in examples).encode()).hexdigest()}
+
+
+def marks_of(examples: Sequence[Example]) -> dict[str, str]:
+    """For the card: what tells each picture apart, so that a study knows its own; nothing where some came from no file."""
+    if not all(isinstance(e.source, str | Path) for e in examples):
+        return {}
+    return {PICTURES: " ".join(e.digest[:16] for e in examples)}
 
 
 def _listed(images: Source | Iterable[Source]) -> Iterator[Source]:

@@ -12,9 +12,9 @@ import torch
 
 from pullback import __version__
 from pullback.encoders import Encoder
-from pullback.errors import OptionError, OutputError, WeightsError
+from pullback.errors import NumericsError, OptionError, OutputError, WeightsError
 from pullback.fitting.checkpoint import State, difference
-from pullback.fitting.examples import Examples, Source, digest_of, examples_of
+from pullback.fitting.examples import Examples, Source, digest_of, examples_of, marks_of
 from pullback.fitting.objective import correctors_of, levels_of, start_of
 from pullback.fitting.recipe import PRESETS, Recipe, recipe_of
 from pullback.fitting.standing import Standing
@@ -59,8 +59,8 @@ def fit_correctors(
 
     Cost a step: for each of `batch` pictures a forward pass, and `channels` cascades with their derivative, about three
     cascades each. Raises OptionError (settings, too few pictures, a checkpoint or a result of other settings), ImageError,
-    EncoderError (no stages), StageError (a picture without deepest features), NumericsError (a loss that is not finite),
-    OutputError.
+    EncoderError (no stages), StageError (a picture without deepest features), NumericsError (a loss or a result that is not
+    finite), OutputError.
     """
     recipe = recipe_of(
         preset,
@@ -94,9 +94,17 @@ def fit_correctors(
         for state in fit.states(state, told):  # noqa: B020 - the last one is what is wanted
             if path is not None and workers.rank == 0:
                 state.save(checkpoint_of(path), settings)
+        stored = torch.zeros((), dtype=_stored(encoder.dtype), device="cpu")
+        found = correctors_of(state.parameters, levels, stored)
+        if not found.finite:
+            if path is not None and workers.rank == 0:
+                checkpoint_of(path).unlink(missing_ok=True)  # it leads nowhere else
+            raise NumericsError(
+                f"the correctors are not finite in {stored.dtype} after step {state.step} at rate={recipe.rate}; give a lower rate"
+            )
         made = {"preset": _words(preset, recipe), "threads": state.threads, "repeated pictures": examples.repeated}
-        card = {**settings, **made, **fit.outcome(state)}
-        found = correctors_of(state.parameters, levels, torch.zeros((), dtype=_stored(encoder.dtype), device="cpu"))
+        marks = marks_of((*examples.fitted, *examples.held))
+        card = {**settings, **made, **marks, **fit.outcome(state)}
         found = replace(found, label=f"fitted on {len(examples.fitted)} pictures", card=card)
         if path is not None and workers.rank == 0:
             found.save(path)
@@ -125,7 +133,7 @@ def _settings(encoder: Encoder, examples: Examples, recipe: Recipe) -> dict[str,
 def _there(path: Path, settings: dict[str, Any], start: State) -> State | Correctors:
     """How far this fit has come: its checkpoint, or else its result, or else the start. Raises OptionError."""
     try:
-        kept = State.load(checkpoint_of(path), settings, start)
+        kept = State.load(checkpoint_of(path), settings)
     except OptionError:
         # Where a fit that overwrites this one's result was stopped, the result still stands.
         with suppress(OptionError):

@@ -25,6 +25,7 @@ from pullback.images import write_whole
 
 EPS = 1e-6
 SCHEMA = 1
+PICTURES = "picture digests"  # entry of a card: 16 hex digits a picture, between spaces
 
 _POSITIONS = (-2, -1)
 _COTANGENT = (-3, -2, -1)
@@ -157,12 +158,23 @@ class Correctors:
         return not self.centred and not any(bool(c.beta.any()) for c in self.levels)
 
     @property
+    def finite(self) -> bool:
+        """Whether every gamma and beta is a finite number."""
+        return all(bool(torch.isfinite(parameter).all()) for parameter in self._tensors().values())
+
+    @property
     def digest(self) -> str:
         """SHA-256 of all that decides what they do."""
         digest = hashlib.sha256(repr((self.eps, self.absolute, self.centred)).encode())
         for parameter in self._tensors().values():
             digest.update(parameter.double().numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def pictures(self) -> frozenset[str] | None:
+        """The first 16 hex digits of the digest of every picture of the fit, held back or not; None: the card does not say."""
+        said = self.card.get(PICTURES)
+        return None if said is None else frozenset(said.split())
 
     def fits(self, channels: Sequence[int]) -> bool:
         """Whether these correctors are for levels with these channel counts."""
@@ -205,7 +217,7 @@ class Correctors:
             ) from error
         if found is None:
             raise WeightsError(f"{path} has schema {schema!r}, this version reads {SCHEMA}; fit the correctors again")
-        if not all(bool(torch.isfinite(p).all()) for p in tensors.values()):
+        if not found.finite:
             raise WeightsError(f"correctors file {path} holds numbers that are not finite; fit them again")
         return found
 
@@ -219,6 +231,8 @@ class Correctors:
         settings, card = {name: about["settings"][name] for name in _SETTINGS}, about["card"]
         if any(type(settings[name]) not in types for name, types in _SETTINGS.items()) or not isinstance(card, dict):
             raise TypeError("entries of other types than save writes")
+        if not isinstance(card.get(PICTURES, ""), str):
+            raise TypeError("pictures that are not named as save writes them")
         return cls(levels, card=card, **settings)
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -31,8 +31,8 @@ _making = threading.RLock()  # what is made may need something else that is kept
 def kept(said: object, make: Callable[[], Tensors]) -> Tensors:
     """The tensors that `make` gives, made once for all that is said of them: `repr(said)` must tell all that decides them.
 
-    In the folder $PULLBACK_CACHE, or the one that this system has for caches. A folder that cannot be written, or a file
-    that is not whole or tells of something else, is no obstacle: then they are made again.
+    In the folder $PULLBACK_CACHE, or the one that this system has for caches. A folder that is not to be found or cannot be
+    written, or a file that is not whole or tells of something else, is no obstacle: then they are made again.
     """
     name = hashlib.sha256(repr(said).encode()).hexdigest()
     path = _folder() / f"{name[:32]}.safetensors"
@@ -51,29 +51,31 @@ def kept(said: object, make: Callable[[], Tensors]) -> Tensors:
 
 def _folder() -> Path:
     given = os.environ.get("PULLBACK_CACHE")
-    return Path(given).expanduser() if given else platformdirs.user_cache_path("pullback", appauthor=False)
+    return Path(given) if given else platformdirs.user_cache_path("pullback", appauthor=False)
 
 
 def _read(path: Path, name: str) -> Tensors | None:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path.expanduser(), framework="pt") as file:
             told = file.metadata() or {}
             found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
-    except (OSError, SafetensorError):
+    except (OSError, RuntimeError, SafetensorError):  # RuntimeError: no such user's home
         return None
-    return found if told == {"for": name, "numbers": _digest(found)} else None
+    return found if told == {"for": name, "numbers": tensors_digest(found)} else None
 
 
 def _write(path: Path, name: str, made: Tensors) -> None:
     tensors = {key: t.detach().cpu().contiguous() for key, t in made.items()}
+    whole = save(tensors, {"for": name, "numbers": tensors_digest(tensors)})
     try:
+        path = path.expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, save(tensors, {"for": name, "numbers": _digest(tensors)}))
-    except (OSError, PullbackError) as error:
+        write_whole(path, whole)
+    except (OSError, RuntimeError, PullbackError) as error:  # RuntimeError: no such user's home
         _log.info("%s is not kept for next time: %s", path.name, error)
 
 
-def _digest(tensors: Tensors) -> str:
+def tensors_digest(tensors: Tensors) -> str:
     """SHA-256 of names, shapes, types and numbers."""
     digest = hashlib.sha256()
     for key, t in sorted(tensors.items()):

@@ -58,17 +58,21 @@ class Transplant:
     energy: float
 
 
-def transplant(change: Tensor, image: Tensor, patch: Patch) -> Transplant:
+def transplant(change: Tensor, image: Tensor, patch: Patch) -> Transplant | None:
     """Does the patch appear? change (C, H, W): the picture of the pasted image's features minus that of the image's own.
+    None where the patch is what was there before, up to one shade: then there is nothing to appear.
 
     A method that draws the patch scores correlation 1 and energy 1; one that does not look at the features changes nothing
     and scores 0 and the patch's share of the area, as a change without a place does.
     """
+    wanted = (patch.pasted - image)[:, patch.inside]
+    if float(wanted.std()) <= 1e-6 * float(wanted.abs().max()):
+        return None
     total = float(change.double().square().sum())
     if total == 0:
         return Transplant(0.0, patch.area)
     within = change[:, patch.inside]
-    found = correlation(within, (patch.pasted - image)[:, patch.inside])
+    found = correlation(within, wanted)
     return Transplant(0.0 if found != found else found, float(within.double().square().sum()) / total)
 
 

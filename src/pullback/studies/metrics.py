@@ -17,7 +17,7 @@ from pullback.measures import correlation
 from pullback.pictures import Display
 
 LPIPS = "LPIPS (SqueezeNet)"  # not the AlexNet or VGG of the papers
-_WINDOW = 11
+WINDOW = 11  # pixels a side
 
 Distance = Callable[[Tensor, Tensor], float]
 
@@ -28,13 +28,13 @@ def ssim(a: Tensor, b: Tensor) -> float:
     Gaussian window of 11 x 11, sigma 1.5, data range 1, the border reflected; the mean over colours and positions.
     Raises ImageError for two shapes or a side below the window's.
     """
-    if a.shape != b.shape or a.dim() != 3 or min(a.shape[1:]) < _WINDOW:
+    if a.shape != b.shape or a.dim() != 3 or min(a.shape[1:]) < WINDOW:
         raise ImageError(
-            f"SSIM of shapes {tuple(a.shape)} and {tuple(b.shape)}: expected two (3, H, W) alike, sides of {_WINDOW} or more"
+            f"SSIM of shapes {tuple(a.shape)} and {tuple(b.shape)}: expected two (3, H, W) alike, sides of {WINDOW} or more"
         )
     measure = mended(_torchmetrics_ssim)
     x, y = (p.detach().to("cpu", torch.float32)[None] for p in (a, b))  # float64 takes ten times as long, for 1e-5
-    return float(measure(x, y, gaussian_kernel=True, sigma=1.5, kernel_size=_WINDOW, data_range=1.0))
+    return float(measure(x, y, gaussian_kernel=True, sigma=1.5, kernel_size=WINDOW, data_range=1.0))
 
 
 def lpips(backbone: Path) -> Distance:

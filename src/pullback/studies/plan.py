@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 from torch import Tensor
@@ -14,13 +15,14 @@ from pullback import __version__
 from pullback.encoders import Encoder, load_encoder
 from pullback.errors import EncoderError, OptionError
 from pullback.explain.options import Progress
-from pullback.images import load_image
+from pullback.images import Loaded, load_image
 from pullback.inversion import Correctors, shipped_correctors
 from pullback.inversion.inverter import MODES
 from pullback.studies.contenders import Budget, Contender, contenders
 from pullback.studies.controls import Guest, paste, random_encoder
-from pullback.studies.metrics import lpips
+from pullback.studies.metrics import WINDOW, lpips
 from pullback.studies.options import CONTROLS, METHODS, StudyOptions
+from pullback.studies.rows import check_owner
 from pullback.studies.training import trained
 from pullback.studies.trial import Bench
 from pullback.studies.upconvnet import Decoder
@@ -49,7 +51,7 @@ class Plan:
     subjects: Sequence[Subject]
     run: str  # fingerprint of what all rows share
     seed: int
-    refused: str | None = None  # why there is no random encoder, though it was asked for
+    notes: Sequence[str]  # what a reader of the page must know
 
     def path(self, folder: Path, subject: Subject, stage: int, method: str) -> Path:
         return folder / "rows" / f"{subject.digest[:16]}-{stage}-{method}.json"
@@ -86,10 +88,23 @@ def planned(options: StudyOptions, files: Sequence[Path], folder: Path, progress
         stages=options.stages,
         device=options.device,
     )
-    for note in (*encoder.preprocessing.assumed, *encoder.notes):
-        progress.note(f"note: {note}")
+    notes: list[str] = []
+
+    def tell(found: Sequence[str]) -> None:
+        notes.extend(found)
+        for note in found:
+            progress.note(f"note: {note}")
+
+    tell((*encoder.preprocessing.assumed, *encoder.notes))
+    if min(encoder.input_shape[1:]) < WINDOW:
+        height, width = encoder.input_shape[1:]
+        raise OptionError(
+            f"images of {height} x {width} pixels are too small for SSIM: give a size of {WINDOW} or more"
+        )
+    check_owner(folder, encoder)
     budget = Budget(options.steps, None if options.steps is not None else options.seconds or SECONDS)
-    subjects = _subjects(encoder, files, options.seed)
+    subjects, told = _subjects(encoder, files, options.seed)
+    tell(told)
     named = [s.number for s in encoder.stages] if options.at is None else [_stage(encoder, s) for s in options.at]
     stages = list(dict.fromkeys(named))
     chosen = options.methods or tuple(m for m in METHODS if m != "upconvnet" or options.train)
@@ -99,6 +114,7 @@ def planned(options: StudyOptions, files: Sequence[Path], folder: Path, progress
         fitted = [c for c in (shipped_correctors(encoder),) if c is not None]
     for c in fitted:
         c.check(encoder.name, [encoder.input_shape[0], *(s.channels for s in encoder.stages[:-1])])
+        tell(_apart(c, subjects))
     distance = None if options.lpips_backbone is None else lpips(options.lpips_backbone)
     training: dict[str, object] = {}
     decoders: dict[int, Decoder] = {}
@@ -113,13 +129,12 @@ def planned(options: StudyOptions, files: Sequence[Path], folder: Path, progress
             seed=options.seed,
             without={s.digest: s.name for s in subjects},
         )
-    stranger, refused = None, None
+    stranger = None
     if "random" in options.controls:
         try:
             stranger = random_encoder(encoder, [s.image for s in subjects[:ESTIMATED]], options.seed)
         except EncoderError as error:
-            refused = f"the control of random weights is left out: {error}"
-            progress.note(f"note: {refused}")
+            tell([f"the control of random weights is left out: {error}"])
     methods = contenders(chosen, correctors=fitted, decoders=decoders, training=training, seed=options.seed)
     backbone = (
         None if options.lpips_backbone is None else hashlib.sha256(options.lpips_backbone.read_bytes()).hexdigest()
@@ -130,19 +145,54 @@ def planned(options: StudyOptions, files: Sequence[Path], folder: Path, progress
         None if stranger is None else stranger.weights_digest,
     )  # fmt: skip
     bench = Bench(encoder, budget, options.controls, distance, stranger)
-    return Plan(bench, methods, stages, subjects, repr(shared), options.seed, refused)
+    return Plan(bench, methods, stages, subjects, repr(shared), options.seed, notes)
 
 
-def _subjects(encoder: Encoder, files: Sequence[Path], seed: int) -> list[Subject]:
-    """The images, each with its guest: the one before it, which costs least, or the second one for the first."""
-    found: list[Subject] = []
+def _subjects(encoder: Encoder, files: Sequence[Path], seed: int) -> tuple[list[Subject], list[str]]:
+    """The images, each with its guest: the one before it, which costs least, or the second one for the first.
+
+    And what was done to them, in words. Their names are as long as tells them apart.
+    """
+    loaded: dict[str, tuple[Path, Loaded]] = {}
+    repeated, changed = [], []
     for file in files:
-        loaded = load_image(file)
-        if loaded.digest not in {s.digest for s in found}:  # a copy would count one picture twice
-            found.append(Subject(file.name, loaded.digest, encoder.preprocess(loaded.image)))
+        one = load_image(file)
+        if one.digest in loaded:  # a copy would count one picture twice
+            repeated.append(str(file))
+            continue
+        loaded[one.digest] = file, one
+        changed += [f"{file.name} ({said})" for said in one.notes]
+    tails = next(
+        t for t in ([Path(*f.parts[-n:]) for f, _ in loaded.values()] for n in count(1)) if len({*t}) == len(t)
+    )
+    found = [
+        Subject(str(tail), digest, encoder.preprocess(one.image))
+        for tail, (digest, (_, one)) in zip(tails, loaded.items(), strict=True)
+    ]
+    notes = [
+        f"{what}: {', '.join(names[:6])}{f' and {len(names) - 6} more' if len(names) > 6 else ''}"
+        for what, names in (
+            ("left out, since their pixels are those of others", repeated),
+            ("as they were read", changed),
+        )
+        if names
+    ]
     if len(found) < 2:
-        return found
-    return [_with_guest(s, found[i - 1 if i else 1], seed) for i, s in enumerate(found)]
+        return found, notes
+    return [_with_guest(s, found[i - 1 if i else 1], seed) for i, s in enumerate(found)], notes
+
+
+def _apart(correctors: Correctors, subjects: Sequence[Subject]) -> list[str]:
+    """Raise OptionError where the correctors were fitted on one of the images; a note where nobody knows."""
+    known = correctors.pictures
+    if known is None:
+        return ["the fitted correctors do not say which pictures they were fitted on: perhaps on some of these"]
+    for subject in subjects:
+        if subject.digest[:16] in known:
+            raise OptionError(
+                f"{subject.name} is to be studied, but the correctors were fitted on it: take it out, or fit without it"
+            )
+    return []
 
 
 def _with_guest(subject: Subject, other: Subject, seed: int) -> Subject:

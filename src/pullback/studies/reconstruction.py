@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -13,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from pullback import __version__
-from pullback.errors import PullbackError
+from pullback.errors import OptionError, PullbackError
 from pullback.explain.options import Progress
 from pullback.images import image_files, output_folder, write_whole
 from pullback.inversion import Inverter
@@ -23,7 +25,7 @@ from pullback.studies.contenders import Budget, Contender
 from pullback.studies.options import StudyOptions
 from pullback.studies.plan import Plan, Subject, check, planned
 from pullback.studies.results import Results
-from pullback.studies.rows import Row, keep, kept, picture_of
+from pullback.studies.rows import Row, claim, keep, kept, picture_of
 from pullback.studies.sheet import Block, Box, Strip, sheet
 from pullback.studies.tables import page, table
 from pullback.studies.trial import Tried, floor_values, try_method
@@ -53,11 +55,14 @@ def study_reconstruction(options: StudyOptions, progress: Progress) -> Path:
     """
     check(options)
     files = image_files(options.images)
+    if any(file.resolve().parent == options.out.resolve() for file in files):
+        raise OptionError(f"out={options.out} is a folder of the pictures, which its sheets would join: choose another")
     if options.limit is not None:
         count = min(options.limit, len(files))
         files = [files[i * len(files) // count] for i in range(count)]
     with output_folder(options.out) as folder:
         plan = planned(options, files, folder, progress)
+        claim(folder, plan.bench.encoder)
         floors = [floor_values(plan.bench, s.image) for s in plan.subjects]
         rows = _rows(plan, [max(f["ssim"] for f in found.values()) for found in floors], folder, progress)
         return _written(plan, rows, floors, folder)
@@ -65,7 +70,6 @@ def study_reconstruction(options: StudyOptions, progress: Progress) -> Path:
 
 def _rows(plan: Plan, floors: Sequence[float], folder: Path, progress: Progress) -> dict[tuple[str, int], list[Row]]:
     """Every row, drawn or kept; images outermost, so that an interrupted study has whole images. floors: best SSIM of each."""
-    (folder / "rows").mkdir(exist_ok=True)
     rows: dict[tuple[str, int], list[Row]] = {(m.key, s): [] for s in plan.stages for m in plan.methods}
     progress.start(len(rows) * len(plan.subjects), "reading")
     _teach(plan, progress)
@@ -150,11 +154,13 @@ def _written(
         seed=plan.seed,
     )
     sheets = {f"stage-{n}.png": _sheet(plan, n, folder) for n in plan.stages}
+    for old in {p.name for p in folder.glob("stage-*.png")} - set(sheets):
+        (folder / old).unlink()  # of a study that the page no longer tells of
     for name, made in sheets.items():
         write_whole(folder / name, png(made))
     write_whole(folder / "reconstruction.csv", table(results).encode())
     about = {
-        "encoder": f"{encoder.name}, weights {encoder.weights_digest[:12]}, preprocessing {encoder.preprocessing.geometry}",
+        "encoder": f"{encoder.title}, weights {encoder.weights_digest[:12]}, preprocessing {encoder.preprocessing.geometry}",
         "stages": ", ".join(f"{n} ({encoder.stage(n).name})" for n in plan.stages),
         "images": f"{len(plan.subjects)}: {', '.join(results.images[:6])}{' ...' if len(plan.subjects) > 6 else ''}",
         "budget of iterative inverses": _said(bench.budget),
@@ -176,7 +182,7 @@ def _said(budget: Budget) -> str:
 
 
 def _notes(plan: Plan, results: Results) -> list[str]:
-    notes = []
+    notes = list(plan.notes)
     if plan.bench.distance is None:
         notes.append(
             "LPIPS was not measured: it needs the weights of torchvision's squeezenet1_1 (--lpips-backbone FILE)."
@@ -185,11 +191,9 @@ def _notes(plan: Plan, results: Results) -> list[str]:
         notes.append("With a single image nothing can be transplanted, and no interval can be given.")
     elif len(plan.subjects) < FEW:
         notes.append(
-            f"With fewer than {FEW} images the intervals are too narrow: of 3 images they cover 76 %, not 95 %."
+            f"With fewer than {FEW} images the intervals are too narrow (of 3 they cover 76 %, not 95 %): nothing is concluded."
         )
-    if plan.refused is not None:
-        notes.append(plan.refused)
-    elif plan.bench.stranger is None:
+    if "random" not in plan.bench.controls:
         notes.append("The random-weight encoder was not asked for.")
     if "vjp" in results.titles:
         notes.append(
@@ -201,10 +205,13 @@ def _notes(plan: Plan, results: Results) -> list[str]:
         notes.append(
             f"No figure for random weights: {'; '.join(learned)}. What they learnt is for these features alone."
         )
-    errors = {
-        f"{results.titles[m]}: {row.error}" for (m, _), found in results.rows.items() for row in found if row.error
-    }
-    return notes + sorted(errors)
+    for (method, stage), rows in results.rows.items():
+        for error, failed in groupby(sorted((r.error, r.image) for r in rows if r.error), key=itemgetter(0)):
+            names = [image for _, image in failed]
+            notes.append(
+                f"{results.titles[method]}, stage {stage}, {len(names)} of {len(rows)} images ({names[0]}): {error}"
+            )
+    return notes
 
 
 def _sheet(plan: Plan, stage: int, folder: Path) -> Image.Image:

@@ -11,11 +11,32 @@ from typing import Any
 
 from PIL import Image
 
-from pullback.images import write_together
+from pullback.encoders import Encoder
+from pullback.errors import OptionError
+from pullback.images import write_together, write_whole
 from pullback.pictures.display import png
 from pullback.pictures.plain import plain
 
 SCHEMA = 1
+
+
+OWNER = "study.json"  # tells whose study is in a folder
+
+
+def check_owner(folder: Path, encoder: Encoder) -> None:
+    """Raise OptionError where the folder holds the study of another network, whose pages would be lost."""
+    path = folder / OWNER
+    if path.is_file() and path.read_bytes() != _owner(encoder):
+        raise OptionError(f"{folder} holds a study of another network or of other weights: choose another folder")
+
+
+def claim(folder: Path, encoder: Encoder) -> None:
+    """Say in the folder whose study it holds. Raises OutputError."""
+    write_whole(folder / OWNER, _owner(encoder))
+
+
+def _owner(encoder: Encoder) -> bytes:
+    return json.dumps({"encoder": encoder.name, "weights": encoder.weights_digest}).encode()
 
 
 @dataclass(frozen=True)
@@ -33,12 +54,16 @@ class Row:
 
 
 def keep(path: Path, row: Row, run: str, pictures: Mapping[str, Image.Image]) -> None:
-    """Write the row beside its pictures, all or none; run: the fingerprint of what decided them. Raises OutputError."""
+    """Write the row beside its pictures, all or none; run: the fingerprint of what decided them. Raises OutputError.
+
+    The folder of the rows is made here, with the first one.
+    """
     record = plain({
         "schema": SCHEMA, "run": run, "method": row.method, "stage": row.stage, "image": row.image, "values": row.values,
         "error": row.error,
     })  # fmt: skip
     files = {path.with_name(f"{path.stem}.{name}.png"): png(picture) for name, picture in pictures.items()}
+    path.parent.mkdir(exist_ok=True)
     write_together({**files, path: json.dumps(record, indent=1).encode()})
 
 
@@ -50,7 +75,7 @@ def kept(path: Path, run: str) -> Row | None:
             return None
         values = {str(name): float("nan") if v is None else float(v) for name, v in found["values"].items()}
         return Row(found["method"], found["stage"], found["image"], values, found["error"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

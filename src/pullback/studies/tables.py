@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 from pullback.pictures.plain import number, readable
 from pullback.studies.bootstrap import Interval, bootstrap
@@ -35,7 +36,8 @@ paired difference, image by image; the floor is the best of each image's. Correl
 ||F(x) - F|| / ||F||, 1 for no features at all. Clamped: values outside [0, 1]. LPIPS x100: {LPIPS}, not the backbone of the
 paper. s/image: what one drawing takes, the null with it; but the blind inverse searches its null once for a network and a number
 of steps and keeps it, so that only the first image can have paid for it, and its decoder, also taught once, is not counted. MB: the
-most that the whole process (on an accelerator: its memory) held meanwhile."""
+most that the whole process (on an accelerator: its memory) held meanwhile. *(of 7)*: only so many images have the figure; a flat
+picture has no correlation."""
 OWNERSHIP = """\
 Patch: of another image, pasted in before the features are taken, while the gates stay the image's own; the correlation of the
 picture's change with the true change inside the patch (1: the patch appears; 0: nothing of it does), and the share of the
@@ -80,25 +82,31 @@ def table(results: Results) -> str:
     """CSV: a line for each method, stage and quantity, with its interval, in the units of the rows."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(("method", "stage", "quantity", "mean", "low", "high", "images", "failed"))
+    writer.writerow(("method", "stage", "quantity", "mean", "low", "high", "median", "images", "failed"))
     for method, stage in results.rows:
         for quantity in QUANTITIES:
             found = results.interval(method, stage, quantity.name)
             if found.count:
-                ends = ("" if math.isnan(v) else f"{v:.6g}" for v in (found.mean, found.low, found.high))
+                known = [v for v in results.column(method, stage, quantity.name) if v is not None and math.isfinite(v)]
+                figures = (found.mean, found.low, found.high, median(known))
+                ends = ("" if math.isnan(v) else f"{v:.6g}" for v in figures)
                 failed = results.failed(method, stage)
                 writer.writerow((method, stage, quantity.name, *ends, found.count, failed))
     return stream.getvalue()
 
 
-def interval(found: Interval, scale: float = 1.0, digits: int = 2, signed: bool = False) -> str:
-    """ "34.6 [31.0, 38.2]", without brackets where one image is all, a dash where nothing is known."""
+def interval(found: Interval, scale: float = 1.0, digits: int = 2, signed: bool = False, of: int = 0) -> str:
+    """ "34.6 [31.0, 38.2]", without brackets where one image is all, a dash where nothing is known.
+
+    of: how many were drawn; "(of 7)" follows where fewer have the figure.
+    """
     if found.count == 0 or math.isnan(found.mean):
         return "–"
     sign = "+" if signed else ""
     # z: what rounds to zero has no sign.
     mean, low, high = (f"{scale * v:{sign}z.{digits}f}" for v in (found.mean, found.low, found.high))
-    return mean if math.isnan(found.low) else f"{mean} [{low}, {high}]"
+    told = mean if math.isnan(found.low) else f"{mean} [{low}, {high}]"
+    return f"{told} (of {found.count})" if found.count < of else told
 
 
 def _nearness(results: Results) -> str:
@@ -110,14 +118,15 @@ def _nearness(results: Results) -> str:
     for method, stage in results.rows:
         at = {q.name: results.interval(method, stage, q.name) for q in QUANTITIES}
         failed = results.failed(method, stage)
+        drawn = len(results.images) - failed
         lines.append((
             str(stage),
             results.titles[method] + (f" ({failed} failed)" if failed else ""),
             interval(at["SSIM"], 100, 1),
             interval(at["SSIM over the best floor"], 100, 1, signed=True),
             interval(at["SSIM over its null"], 100, 1, signed=True),
-            interval(at["correlation"], 1, 3),
-            _mean(at["null: correlation"], 1, 3),
+            interval(at["correlation"], 1, 3, of=drawn),
+            _mean(at["null: correlation"], 1, 3, of=drawn),
             _short(at["feature misfit"]),
             _short(at["null: feature misfit"]),
             interval(at["LPIPS"], 100, 1),
@@ -150,8 +159,9 @@ def _ownership(results: Results) -> str:
             "transplant: correlation", "transplant: energy inside", "swap: correlation with the image",
             "swap: correlation with the donor",
         )  # fmt: skip
-        cells = [interval(results.interval(method, stage, name)) for name in names]
-        random = interval(results.interval(method, stage, "SSIM over random weights"), 100, 1, signed=True)
+        drawn = len(results.images) - results.failed(method, stage)
+        cells = [interval(results.interval(method, stage, name), of=drawn) for name in names]
+        random = interval(results.interval(method, stage, "SSIM over random weights"), 100, 1, signed=True, of=drawn)
         lines.append((str(stage), results.titles[method], *cells, random))
     return _markdown(head, lines)
 
@@ -195,8 +205,9 @@ def _area(results: Results) -> str:
     return f"{sum(known) / len(known):.2f}" if known else "–"
 
 
-def _mean(found: Interval, scale: float, digits: int, unit: str = "") -> str:
-    return "–" if found.count == 0 else f"{scale * found.mean:.{digits}f}{unit}"
+def _mean(found: Interval, scale: float, digits: int, unit: str = "", of: int = 0) -> str:
+    fewer = f" (of {found.count})" if found.count < of else ""
+    return "–" if found.count == 0 else f"{scale * found.mean:.{digits}f}{unit}{fewer}"
 
 
 def _short(found: Interval) -> str:

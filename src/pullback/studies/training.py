@@ -12,7 +12,8 @@ from pullback.encoders import Encoder
 from pullback.errors import OptionError
 from pullback.explain.options import Progress
 from pullback.images import image_files, load_image
-from pullback.studies.upconvnet import Decoder, keep, kept, train
+from pullback.inversion.kept import tensors_digest
+from pullback.studies.upconvnet import Decoder, cpu_tensors, keep, kept, train
 
 
 def trained(
@@ -26,7 +27,8 @@ def trained(
     seed: int,
     without: Mapping[str, str],
 ) -> tuple[dict[int, Decoder], dict[str, object]]:
-    """A decoder for each stage, and how they were trained. without: names of the studied pictures by digest.
+    """A decoder for each stage, and how they were trained, with the digests of their numbers: training by the clock never ends
+    in the same. without: names of the studied pictures by digest.
 
     Raises OptionError where a picture to train on is one of those.
     """
@@ -41,7 +43,7 @@ def trained(
         images.append(
             encoder.preprocess(loaded.image).cpu().to(torch.float16)
         )  # half the memory, far finer than 8 bits
-    about: dict[str, object] = {"training pictures": len(images), "seconds": seconds, "pictures": total.hexdigest()}
+    about = {"training pictures": len(images), "seconds": seconds, "pictures": total.hexdigest()}
     folder.mkdir(exist_ok=True)
     decoders = {}
     for stage in stages:
@@ -61,4 +63,5 @@ def trained(
             decoder = train(encoder, stage, images, seconds=seconds, seed=seed)
             keep(path, decoder, run)
         decoders[stage] = decoder
-    return decoders, about
+    numbers = {stage: tensors_digest(cpu_tensors(decoder)) for stage, decoder in decoders.items()}
+    return decoders, {**about, "decoders": numbers}

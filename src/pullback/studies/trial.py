@@ -100,8 +100,9 @@ def try_method(
             if "transplant" in bench.controls:
                 picture = session.from_features(encoder.features(patch.pasted, stage), stage)
                 found = transplant(picture.tensor - own.tensor, image, patch)
-                values |= {"transplant correlation": found.correlation, "transplant energy": found.energy}
-                values["transplant area"] = patch.area
+                if found is not None:
+                    values |= {"transplant correlation": found.correlation, "transplant energy": found.energy}
+                    values["transplant area"] = patch.area
                 shown["transplant"] = picture.rgb()
             if "swap" in bench.controls:
                 picture = session.from_features(encoder.features(donor, stage), stage)

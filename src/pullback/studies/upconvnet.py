@@ -21,6 +21,7 @@ from pullback.encoders import Encoder
 from pullback.errors import OptionError
 from pullback.graph import plain_autograd
 from pullback.images import write_whole
+from pullback.inversion.kept import tensors_digest
 from pullback.studies.sessions import FeatureMethod, Sketch
 
 WIDEST, NARROWEST = 256, 16  # channels
@@ -112,19 +113,24 @@ def upconvnet(encoder: Encoder, decoders: dict[int, Decoder], *, about: dict[str
     )
 
 
+def cpu_tensors(decoder: Decoder) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().contiguous() for name, t in decoder.state_dict().items()}
+
+
 def keep(path: Path, decoder: Decoder, run: str) -> None:
     """Write a trained decoder, marked with the fingerprint of what it was trained from."""
-    tensors = {name: t.detach().cpu().contiguous() for name, t in decoder.state_dict().items()}
-    write_whole(path, save(tensors, {_KEY: json.dumps({"run": run})}))
+    tensors = cpu_tensors(decoder)
+    write_whole(path, save(tensors, {_KEY: json.dumps({"run": run, "numbers": tensors_digest(tensors)})}))
 
 
 def kept(path: Path, encoder: Encoder, stage: int, run: str) -> Decoder | None:
-    """The decoder that `keep` wrote for the same fingerprint, or None."""
+    """The decoder that `keep` wrote for the same fingerprint, if its numbers are whole, or None."""
     try:
         with safe_open(path, framework="pt") as file:
-            if json.loads((file.metadata() or {})[_KEY])["run"] != run:
-                return None
+            told = json.loads((file.metadata() or {})[_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            if told["run"] != run or told["numbers"] != tensors_digest(tensors):
+                return None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
     colours, height, _ = encoder.input_shape

@@ -63,13 +63,17 @@ class Verdict:
 def verdict(results: Results, method: str, stage: int) -> Verdict:
     """The intervals decide, each on its whole length.
 
-    One below 0 for the floor says not replicated; else the first null whose interval lies below its margin explains the
-    score; else the first interval that does not lie above its margin leaves it inconclusive, and so do a control of
-    ownership (transplant, swap) that was not tried, an image that the method could not draw, and fewer than `FEW` images,
-    whose intervals are too narrow; else the claim is replicated, and the interval over the best floor is told. The raw VJP is
-    passed over where it was not drawn.
+    Of fewer than `FEW` images nothing is concluded: their intervals are too narrow. One below 0 for the floor says not
+    replicated; else the first null whose interval lies below its margin explains the score; else the first interval that
+    does not lie above its margin leaves it inconclusive, and so do a control of ownership (transplant, swap) that was not
+    tried and an image that the method could not draw; else the claim is replicated, and the interval over the best floor is
+    told. The raw VJP is passed over where it was not drawn.
     """
     floor = results.interval(method, stage, FLOOR.quantity)
+    failed = results.failed(method, stage)
+    lost = [f"{failed} of {len(results.images)} images failed"] if failed else []
+    if floor.count < FEW:
+        return Verdict(f"{INCONCLUSIVE} ({(lost or [f'fewer than {FEW} images'])[0]})", FLOOR.quantity, floor)
     if floor.high < 0:
         return Verdict(NOT_REPLICATED, FLOOR.quantity, floor)
     undecided = [] if floor.low > 0 else [Verdict(INCONCLUSIVE, FLOOR.quantity, floor)]
@@ -79,16 +83,12 @@ def verdict(results: Results, method: str, stage: int) -> Verdict:
         if found.count == 0 or (null is VANILLA and method == "vjp"):
             untried += [null.control] if null.control is not None else []
             continue
-        if found.high < null.margin:
+        known = found.count >= FEW
+        if known and found.high < null.margin:
             return Verdict(f"explained by {null.words}", null.quantity, found)
-        if not found.low > null.margin:
+        if not (known and found.low > null.margin):
             undecided.append(Verdict(INCONCLUSIVE, null.quantity, found))
     if undecided:
         return undecided[0]
-    failed = results.failed(method, stage)
-    missing = [
-        *([f"not tried: {', '.join(dict.fromkeys(untried))}"] if untried else []),
-        *([f"{failed} of {len(results.images)} images failed"] if failed else []),
-        *([f"fewer than {FEW} images"] if floor.count < FEW and not failed else []),
-    ]
+    missing = [*([f"not tried: {', '.join(dict.fromkeys(untried))}"] if untried else []), *lost]
     return Verdict(f"{INCONCLUSIVE} ({'; '.join(missing)})" if missing else REPLICATED, FLOOR.quantity, floor)
