@@ -40,7 +40,8 @@ def kept(said: object, make: Callable[[], Tensors]) -> Tensors:
         if path not in _memory:
             found = _read(path, name)
             if found is None:
-                found = make()
+                # Laid out as they will be read next time: products with other strides are rounded in another way.
+                found = {key: t.detach().cpu().contiguous() for key, t in make().items()}
                 _write(path, name, found)
             _memory[path] = found
             while len(_memory) > _IN_MEMORY:
@@ -65,8 +66,7 @@ def _read(path: Path, name: str) -> Tensors | None:
 
 
 def _write(path: Path, name: str, made: Tensors) -> None:
-    tensors = {key: t.detach().cpu().contiguous() for key, t in made.items()}
-    whole = save(tensors, {"for": name, "numbers": tensors_digest(tensors)})
+    whole = save(made, {"for": name, "numbers": tensors_digest(made)})
     try:
         path = path.expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)

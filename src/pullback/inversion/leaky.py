@@ -17,14 +17,15 @@ class _LeakyGate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Callable[[Tensor], Tensor], slope: float) -> Tensor:
         out = gate(x)
-        ctx.save_for_backward(x == out)  # open: the gate passed its input on
-        ctx.slope = slope
+        # 1 where the gate is open and passed its input on; as numbers, since `torch.where` takes five times as long as a product.
+        passed = torch.eq(x, out, out=torch.empty_like(x)).clamp_min_(slope)
+        ctx.save_for_backward(passed)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (is_open,) = ctx.saved_tensors
-        return torch.where(is_open, grads[0], ctx.slope * grads[0]), None, None
+        (passed,) = ctx.saved_tensors
+        return grads[0] * passed, None, None
 
 
 def leaky_rules(tape: Tape, end: Point, slope: float) -> dict[int, Rule]:
