@@ -24,7 +24,6 @@ _add_conv2d: Any = (
     if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
     else None
 )
-_PLAIN_SUM: tuple[Any, ...] = ("add", 1.0, None, [], None)  # no activation after it
 _FEW = 16  # channels: one vector of float32, which phases of so few fill
 
 
@@ -95,8 +94,7 @@ class Convolution(Map):
             reached = F.conv2d(laid_out(w.flatten(0, 1)), self._ready(way), None, 1, 0, 1, g.groups)
             total[..., :: g.stride[0], :: g.stride[1]] += reached.unflatten(0, w.shape[:2])
         elif way == "flipped" and _summing(total):
-            rows, settings = laid_out(w.flatten(0, 1)), (_margin(self.weight, g), (1, 1), g.dilation, g.groups)
-            _add_conv2d(total.flatten(0, 1), rows, self._ready(way), None, *settings, *_PLAIN_SUM)
+            _sum_up(total, w, self._ready(way), _margin(self.weight, g), (1, 1), g)
         else:
             super().add_pull(total, w, own)
 
@@ -108,8 +106,7 @@ class Convolution(Map):
     def add_push(self, total: Tensor, v: Tensor, own: bool) -> None:
         g = self.geometry
         if g.planar and _summing(total):
-            rows, settings = laid_out(v.flatten(0, 1)), (g.padding, g.stride, g.dilation, g.groups)
-            _add_conv2d(total.flatten(0, 1), rows, self._ready("native"), None, *settings, *_PLAIN_SUM)
+            _sum_up(total, v, self._ready("native"), g.padding, g.stride, g)
         else:
             super().add_push(total, v, own)
 
@@ -159,6 +156,13 @@ def _summing(total: Tensor) -> bool:
         return False
     half = total.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return half or total.dtype == torch.float32
+
+
+def _sum_up(total: Tensor, rows: Tensor, kernel: Tensor, padding: Shape, stride: Shape, g: Geometry) -> None:
+    """total += the convolution of the rows (K, N, C', H', W'), both in one pass."""
+    sums, given = total.flatten(0, 1), laid_out(rows.flatten(0, 1))
+    # Without a bias before the sum and without an activation after it.
+    _add_conv2d(sums, given, kernel, None, padding, stride, g.dilation, g.groups, "add", 1.0, None, [], None)
 
 
 def _folded(weight: Tensor, g: Geometry, outer: Scale | None, inner: Scale | None) -> Tensor:

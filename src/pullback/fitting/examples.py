@@ -16,7 +16,7 @@ from pullback.encoders import Encoder
 from pullback.errors import ImageError, OptionError
 from pullback.fitting.recipe import Recipe
 from pullback.images import image_files, load_image
-from pullback.inversion.correctors import PICTURES
+from pullback.inversion.correctors import PICTURES, mark_of
 
 Source = str | Path | Image.Image | Tensor
 
@@ -84,7 +84,7 @@ def marks_of(examples: Sequence[Example]) -> dict[str, str]:
     """For the card: what tells each picture apart, so that a study knows its own; nothing where some came from no file."""
     if not all(isinstance(e.source, str | Path) for e in examples):
         return {}
-    return {PICTURES: " ".join(e.digest[:16] for e in examples)}
+    return {PICTURES: " ".join(mark_of(e.digest) for e in examples)}
 
 
 def _listed(images: Source | Iterable[Source]) -> Iterator[Source]:

@@ -34,6 +34,11 @@ _SETTINGS = {"eps": (float, int), "absolute": (bool,), "centred": (bool,), "labe
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
+def mark_of(digest: str) -> str:
+    """What a card keeps of a picture's digest."""
+    return digest[:16]
+
+
 def skipped(shape: tuple[int, ...]) -> bool:
     """Whether a level (C, H, W) has one position: mean removal would erase everything, so it gets no corrector."""
     return shape[-1] * shape[-2] == 1
@@ -172,7 +177,7 @@ class Correctors:
 
     @property
     def pictures(self) -> frozenset[str] | None:
-        """The first 16 hex digits of the digest of every picture of the fit, held back or not; None: the card does not say."""
+        """The mark (`mark_of`) of every picture of the fit, held back or not; None: the card does not say."""
         said = self.card.get(PICTURES)
         return None if said is None else frozenset(said.split())
 

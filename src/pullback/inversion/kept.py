@@ -41,7 +41,7 @@ def kept(said: object, make: Callable[[], Tensors]) -> Tensors:
             found = _read(path, name)
             if found is None:
                 # Laid out as they will be read next time: products with other strides are rounded in another way.
-                found = {key: t.detach().cpu().contiguous() for key, t in make().items()}
+                found = storable(make())
                 _write(path, name, found)
             _memory[path] = found
             while len(_memory) > _IN_MEMORY:
@@ -73,6 +73,11 @@ def _write(path: Path, name: str, made: Tensors) -> None:
         write_whole(path, whole)
     except (OSError, RuntimeError, PullbackError) as error:  # RuntimeError: no such user's home
         _log.info("%s is not kept for next time: %s", path.name, error)
+
+
+def storable(tensors: Tensors) -> Tensors:
+    """Copies on the CPU, dense by rows, as files hold them."""
+    return {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
 
 
 def tensors_digest(tensors: Tensors) -> str:

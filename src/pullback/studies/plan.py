@@ -17,6 +17,7 @@ from pullback.errors import EncoderError, OptionError
 from pullback.explain.options import Progress
 from pullback.images import Loaded, load_image
 from pullback.inversion import Correctors, shipped_correctors
+from pullback.inversion.correctors import mark_of
 from pullback.inversion.inverter import MODES
 from pullback.studies.contenders import Budget, Contender, contenders
 from pullback.studies.controls import Guest, paste, random_encoder
@@ -188,7 +189,7 @@ def _apart(correctors: Correctors, subjects: Sequence[Subject]) -> list[str]:
     if known is None:
         return ["the fitted correctors do not say which pictures they were fitted on: perhaps on some of these"]
     for subject in subjects:
-        if subject.digest[:16] in known:
+        if mark_of(subject.digest) in known:
             raise OptionError(
                 f"{subject.name} is to be studied, but the correctors were fitted on it: take it out, or fit without it"
             )

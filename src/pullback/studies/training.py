@@ -12,8 +12,8 @@ from pullback.encoders import Encoder
 from pullback.errors import OptionError
 from pullback.explain.options import Progress
 from pullback.images import image_files, load_image
-from pullback.inversion.kept import tensors_digest
-from pullback.studies.upconvnet import Decoder, cpu_tensors, keep, kept, train
+from pullback.inversion.kept import storable, tensors_digest
+from pullback.studies.upconvnet import Decoder, keep, kept, train
 
 
 def trained(
@@ -63,5 +63,5 @@ def trained(
             decoder = train(encoder, stage, images, seconds=seconds, seed=seed)
             keep(path, decoder, run)
         decoders[stage] = decoder
-    numbers = {stage: tensors_digest(cpu_tensors(decoder)) for stage, decoder in decoders.items()}
+    numbers = {stage: tensors_digest(storable(decoder.state_dict())) for stage, decoder in decoders.items()}
     return decoders, {**about, "decoders": numbers}

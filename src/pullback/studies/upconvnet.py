@@ -21,7 +21,7 @@ from pullback.encoders import Encoder
 from pullback.errors import OptionError
 from pullback.graph import plain_autograd
 from pullback.images import write_whole
-from pullback.inversion.kept import tensors_digest
+from pullback.inversion.kept import storable, tensors_digest
 from pullback.studies.sessions import FeatureMethod, Sketch
 
 WIDEST, NARROWEST = 256, 16  # channels
@@ -113,13 +113,9 @@ def upconvnet(encoder: Encoder, decoders: dict[int, Decoder], *, about: dict[str
     )
 
 
-def cpu_tensors(decoder: Decoder) -> dict[str, Tensor]:
-    return {name: t.detach().cpu().contiguous() for name, t in decoder.state_dict().items()}
-
-
 def keep(path: Path, decoder: Decoder, run: str) -> None:
     """Write a trained decoder, marked with the fingerprint of what it was trained from."""
-    tensors = cpu_tensors(decoder)
+    tensors = storable(decoder.state_dict())
     write_whole(path, save(tensors, {_KEY: json.dumps({"run": run, "numbers": tensors_digest(tensors)})}))
 
 
