@@ -95,7 +95,7 @@ def test_own_features_give_the_posterior_mean_and_zero_features_their_control() 
     """The formula of the specification for an affine network F(x) = J x + b, own features and F = 0."""
     case = Dense()
     prior = replace(case.prior, mean=torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64))
-    solver = WienerSolver(case.mv, case.vm, prior, IN, OUT)
+    solver = WienerSolver(case.mv, case.vm, prior, IN, OUT, ridge=case.ridge)
     x, b = case.draw(*IN), case.draw(*OUT)
     mu = prior.mu(x)
     own, control = case.mv(x[None])[0] + b, torch.zeros(OUT, dtype=torch.float64)

@@ -19,6 +19,7 @@ from pullback.inversion.methods import CascadeMethod, Method, VjpMethod
 from pullback.inversion.opened import Opened
 from pullback.inversion.prior import Prior
 from pullback.inversion.session import Inversion
+from pullback.inversion.wiener import RIDGE
 
 METHODS = ("cascade", "wiener", "blind", "decoder", "vjp")
 MODES = ("additive", "fused", "frozen")
@@ -56,7 +57,7 @@ class Inverter:
         *,
         correctors: Correctors | None = None,
         prior: Prior | None = None,
-        ridge: float = 1e-2,
+        ridge: float = RIDGE,
         start: str = "taught",
         starts: int = 1,
         steps: int | None = None,

@@ -9,6 +9,7 @@ from pullback.encoders import Encoder
 from pullback.errors import OptionError
 from pullback.inversion import Correctors, Inverter
 from pullback.inversion.inverter import MODES
+from pullback.inversion.wiener import RIDGE
 from pullback.studies.mahendran import mahendran
 from pullback.studies.options import METHODS
 from pullback.studies.sessions import Opener
@@ -78,7 +79,8 @@ def contenders(
         elif method == "upconvnet":
             found.append(_upconvnet(dict(decoders or {}), dict(training or {}), seed))
         else:
-            found.append(Contender(method, _TITLES[method], _inverter(method, seed), ""))
+            about = f"ridge {RIDGE:g}" if method == "wiener" else ""
+            found.append(Contender(method, _TITLES[method], _inverter(method, seed), about))
     return found
 
 
