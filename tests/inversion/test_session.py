@@ -10,6 +10,7 @@ import torch
 from oracles.small_nets import image, small_encoder
 
 import pullback as pb
+from pullback.adjoint import has_bfloat16
 from pullback.encoders import Encoder
 from pullback.errors import ClassError, OptionError, StageError
 from pullback.inversion import Inversion, Inverter
@@ -199,6 +200,7 @@ CALLS: dict[str, Callable[[Inversion], object]] = {
     "dead": lambda inv: inv.dead(1),
     "class_weights": lambda inv: inv.class_weights(1),
     "importance": lambda inv: inv.importance(1),
+    "through": lambda inv: inv.through(Inverter(inv.encoder, "vjp")),
 }
 
 
@@ -214,6 +216,100 @@ def test_a_closed_session_answers_nothing(encoder: Encoder, call: str) -> None:
     with pytest.raises(OptionError, match="this inversion is closed"):
         CALLS[call](inv)
     assert "closed" in repr(inv)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        lambda encoder: Inverter(encoder, "vjp"),
+        lambda encoder: Inverter(encoder, mode="additive"),
+        lambda encoder: Inverter(encoder, "wiener", steps=5),
+        lambda encoder: Inverter(encoder, "blind", start="mean", steps=12),
+    ],
+)
+def test_another_inverter_draws_the_same_through_an_open_session(
+    encoder: Encoder, second: Callable[[Encoder], Inverter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = torch.stack([image(0), image(1)])
+    inverter = second(encoder)
+    with inverter(batch) as alone:
+        expected = alone.stage(3)
+    opened = 0
+
+    def counted(self: Encoder, x: torch.Tensor) -> list[torch.Tensor]:
+        nonlocal opened
+        opened += 1
+        return levels(self, x)
+
+    levels = Encoder.levels
+    monkeypatch.setattr(Encoder, "levels", counted)
+    with Inverter(encoder)(batch) as inv:
+        before = inv.stage(3)
+        beside = inv.through(inverter)
+        found = beside.stage(3)
+        assert opened == len(batch)  # one forward pass an image for both
+        assert torch.equal(found.tensor, expected.tensor) and torch.equal(found.null, expected.null)
+        assert (found.mode, found.called, found.provenance) == (expected.mode, expected.called, expected.provenance)
+        beside.close()
+        assert torch.equal(inv.stage(3).tensor, before.tensor)  # made anew
+    with pytest.raises(OptionError, match="closed"):
+        beside.stage(3)
+
+
+@pytest.mark.parametrize("parent_first", [False, True])
+def test_closing_both_sessions_gives_back_what_they_share(encoder: Encoder, parent_first: bool) -> None:
+    inv = Inverter(encoder, mode="additive")(image())
+    beside = inv.through(Inverter(encoder, "wiener", steps=2))
+    sessions = [inv, beside] if parent_first else [beside, inv]
+    inv.stage(3), beside.stage(3)
+    opened = inv._opened[0]
+    shared = [*opened.chain, opened.whole(3)]
+    assert beside._opened[0] is opened and all(j._program is not None for j in shared)
+    sessions[0].close()
+    assert all(j._program is None for j in shared)
+    sessions[1].stage(3)
+    assert any(j._program is not None for j in shared)  # the same operators, made anew
+    sessions[1].close()
+    assert all(j._program is None for j in shared)
+
+
+@pytest.mark.skipif(not has_bfloat16("cpu"), reason="no bfloat16 here")
+def test_the_rounding_error_is_known_after_a_neighbour_was_closed() -> None:
+    encoder = small_encoder().to(dtype=torch.float32)
+    inverter = Inverter(encoder, precision="bfloat16")
+    with inverter(image()) as inv:
+        alone = inv.stage(3).figures["error of a product"]
+        beside = inv.through(Inverter(encoder, "vjp", precision="bfloat16"))
+        beside.stage(3)
+        beside.close()
+        assert inv.stage(3).figures["error of a product"] >= alone > 0
+
+
+def test_a_session_takes_inverters_of_its_encoder_as_it_was_opened(encoder: Encoder) -> None:
+    with Inverter(encoder)(image()) as inv:
+        with pytest.raises(OptionError, match=r"session\.encoder"):
+            inv.through(Inverter(small_encoder(), "vjp"))
+        other = Inverter(encoder, "vjp")
+        other.precision = "bfloat16"
+        with pytest.raises(OptionError, match="precision=None, the inverter with 'bfloat16'"):
+            inv.through(other)
+        with pytest.raises(OptionError, match="expected an Inverter, got str"):
+            inv.through("vjp")  # type: ignore[arg-type]
+    mine = small_encoder()
+    with Inverter(mine)(image()) as inv:
+        inv.features(2)
+        with torch.no_grad():
+            next(mine.module.parameters()).mul_(1.1)
+        with pytest.raises(OptionError, match="parameters have changed"):
+            inv.through(Inverter(mine, "vjp"))
+
+
+def test_a_session_of_a_half_precision_network_goes_on_with_its_own_copy() -> None:
+    half = small_encoder().to(dtype=torch.bfloat16)
+    with Inverter(half)(image()) as inv:
+        assert torch.equal(
+            inv.through(Inverter(inv.encoder, "vjp")).stage(2).tensor, Inverter(half, "vjp")(image()).stage(2).tensor
+        )
 
 
 def test_a_stream_of_channels_ends_when_its_session_is_closed(

@@ -9,8 +9,8 @@ from typing import Protocol
 # Seconds for all iterative pictures of one image together (Wiener and blind, every stage), without what is made once for a
 # network and kept: the decoders that the blind inverse starts from, and its null pictures.
 SECONDS = {"draft": 4.0, "standard": 10.0, "high": 120.0}
-# No more steps than these of the blind and of the Wiener inverse, however small the network.
-STEPS = {"draft": (15, 5), "standard": (60, 20), "high": (400, 100)}
+# No more steps than these of the blind and of the Wiener inverse, however small the network; 40 are those of docs/whose.md.
+STEPS = {"draft": (15, 5), "standard": (40, 20), "high": (400, 100)}
 
 
 @dataclass(frozen=True)

@@ -50,15 +50,15 @@ def explain(
     `told` hears the name of each part before it begins (`parts` lists them). Raises what the methods raise.
     """
     clock = _Clock(told)
-    with (
-        clock.part("start of the blind inverse (kept for next time)"),
-        suppress(PullbackError),
-    ):  # told where it is drawn
-        if start == "taught":
-            Inverter(encoder, "decoder")(image).stage(1)
     frozen = Inverter(encoder, "cascade", "frozen", correctors=correctors, memory=MEMORY, seed=seed)
-    additive = Inverter(encoder, "cascade", "additive", correctors=correctors, memory=MEMORY, seed=seed)
+    additive = Inverter(frozen.encoder, "cascade", "additive", correctors=correctors, seed=seed)
     with frozen(image) as session:
+        with (
+            clock.part("start of the blind inverse (kept for next time)"),
+            suppress(PullbackError),
+        ):  # told where it is drawn
+            if start == "taught":
+                session.through(Inverter(frozen.encoder, "decoder")).stage(1)
         guesses, target = _guesses(encoder, session, target)
         dead = {s.number: session.dead(s.number) for s in encoder.stages}  # a stage without features is found out here
         spectrum = []
@@ -71,7 +71,7 @@ def explain(
                         if name == "cascade":
                             found = session.stage(stage.number)
                         else:
-                            found = _iterative(encoder, image, stage, name, quality, start, seed)
+                            found = _iterative(session, stage, name, quality, start, seed)
                         drawn[name] = _compared(found, image)
                     except PullbackError as error:
                         skipped[name] = str(error)
@@ -81,7 +81,7 @@ def explain(
         with clock.part("class and channels"):
             if target is not None:
                 class_picture = session.cls(target)
-                channels = _channels(encoder, session, additive, image, target)
+                channels = _channels(session, session.through(additive), target)
         with clock.part("certificates"):
             certificates = _certificates(encoder, session, mask)
         return Explanation(
@@ -134,16 +134,17 @@ class _Clock:
         self.seconds[name] = time.perf_counter() - begun
 
 
-def _iterative(
-    encoder: Encoder, image: Tensor, stage: Stage, method: str, quality: str, start: str, seed: int
-) -> Picture:
+def _iterative(session: Inversion, stage: Stage, method: str, quality: str, start: str, seed: int) -> Picture:
     """A blind or Wiener picture within its share of the quality's budget; deeper stages cost more, so they get more."""
-    rank, blind = (stage.number + 1) / sum(s.number + 1 for s in encoder.stages), method == "blind"
+    encoder, blind = session.encoder, method == "blind"
+    rank = (stage.number + 1) / sum(s.number + 1 for s in encoder.stages)
     seconds = rank * SECONDS[quality] * (BLIND_SHARE if blind else 1 - BLIND_SHARE)
     steps = STEPS[quality][0 if blind else 1]
     inverter = Inverter(encoder, method, start=start, steps=steps, seconds=seconds, memory=MEMORY, seed=seed)
-    with inverter(image) as session:
-        return session.stage(stage.number)
+    if blind:
+        return session.through(inverter).stage(stage.number)
+    with inverter(session.image) as alone:  # so that its Jacobian from the image to the stage goes with it
+        return alone.stage(stage.number)
 
 
 def _compared(picture: Picture, image: Tensor) -> Picture:
@@ -163,18 +164,17 @@ def _guesses(encoder: Encoder, session: Inversion, target: int | None) -> tuple[
     return guesses, best[0] if target is None else target
 
 
-def _channels(
-    encoder: Encoder, session: Inversion, additive: Inverter, image: Tensor, target: int
-) -> tuple[ChannelEntry, ...]:
+def _channels(session: Inversion, one_by_one: Inversion, target: int) -> tuple[ChannelEntry, ...]:
     """The channels with the largest |omega|, each drawn by a cascade of its own."""
     weights, omega, alpha = session.class_weights(target), session.importance(target), session.alpha()
     strongest = omega.abs().argsort(descending=True, stable=True)[:CHANNELS].tolist()
-    with additive(image) as one_by_one:
-        return tuple(
-            ChannelEntry(c, float(omega[c]), float(alpha[c]), float(weights[c]), one_by_one.channel(encoder.depth, c))
-            for c in strongest
-            if omega[c] != 0
+    return tuple(
+        ChannelEntry(
+            c, float(omega[c]), float(alpha[c]), float(weights[c]), one_by_one.channel(session.encoder.depth, c)
         )
+        for c in strongest
+        if omega[c] != 0
+    )
 
 
 def _certificates(encoder: Encoder, session: Inversion, mask: Tensor | None) -> tuple[Certificate, ...]:

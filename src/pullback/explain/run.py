@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections import Counter
@@ -17,7 +16,7 @@ from PIL import Image
 from pullback import __version__
 from pullback.encoders import Encoder, load_encoder
 from pullback.errors import ImageError, OptionError, PullbackError
-from pullback.explain.options import SECONDS, Options, Progress
+from pullback.explain.options import SECONDS, STEPS, Options, Progress
 from pullback.explain.recipe import explain, parts
 from pullback.images import (
     Loaded,
@@ -32,6 +31,8 @@ from pullback.images import (
     write_whole,
 )
 from pullback.inversion import Correctors, shipped_correctors
+from pullback.inversion.wiener import RIDGE
+from pullback.pictures.display import png
 from pullback.report import Guess, IndexEntry, index, page, panel, record_json, thumbnail
 
 BUNDLED_SCENE = 20_000_007  # a seed that the embedded encoder was never trained on
@@ -187,7 +188,7 @@ def _one(
     text = record_json(explanation, run=run)
     files = {
         folder / f"{job.stem}.html": page(explanation).encode(),
-        folder / f"{job.stem}.png": _png(panel(explanation)),
+        folder / f"{job.stem}.png": png(panel(explanation)),
         folder / f"{job.stem}.json": text.encode(),
     }
     write_together(files)
@@ -212,7 +213,8 @@ def _fingerprint(
     said = (
         __version__, loaded.digest, None if mask is None else hashlib.sha256(mask.values.tobytes()).hexdigest(), encoder.name,
         encoder.weights_digest, encoder.classes, repr(encoder.preprocessing), [s.name for s in encoder.stages], options.target,
-        None if correctors is None else correctors.digest, str(encoder.device), options.quality, options.start, options.seed,
+        None if correctors is None else correctors.digest, str(encoder.device), options.quality, SECONDS[options.quality],
+        STEPS[options.quality], RIDGE, options.start, options.seed,
     )  # fmt: skip
     return hashlib.sha256(repr(said).encode()).hexdigest()
 
@@ -238,9 +240,3 @@ def _entry(job: _Job, shown: Image.Image, found: dict[str, object]) -> IndexEntr
         f"{job.stem}.png",
         f"{job.stem}.json",
     )
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -129,6 +130,10 @@ class Inverter:
                 for one in images
             ]
             home = image.detach().as_subclass(Tensor).new_empty(0) if isinstance(image, Tensor) else None
+        return self.session(opened, batched=batched, home=home)
+
+    def session(self, opened: Sequence[Opened], *, batched: bool, home: Tensor | None) -> Inversion:
+        """A session on images that are opened already; `Inversion.through` is the way to it."""
         return Inversion(
             self.encoder,
             opened,

@@ -110,6 +110,4 @@ class Opened:
     def close(self) -> None:
         """Give the kept graphs back."""
         for jacobian in (*self._chain.values(), *self._whole.values()):
-            jacobian.close()
-        self._chain.clear()
-        self._whole.clear()
+            jacobian.close()  # but kept: methods hold it, and it makes its graphs anew when they ask

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from numpy.typing import ArrayLike
@@ -26,6 +26,9 @@ from pullback.inversion.opened import Opened
 from pullback.inversion.seeds import class_weights, importance, score_gradient
 from pullback.measures.values import tensor_of
 from pullback.pictures import Certificate, ClassPicture, Display, Picture, Provenance
+
+if TYPE_CHECKING:
+    from pullback.inversion.inverter import Inverter
 
 StageName = int | str
 P = ParamSpec("P")
@@ -260,6 +263,31 @@ class Inversion:
         return self._return(found if self._batched else found[0])
 
     # ---- lifetime ------------------------------------------------------------------------------------------------
+
+    @_while_open
+    def through(self, inverter: Inverter) -> Inversion:
+        """The same images drawn by another inverter of this encoder: a session that shares features and Jacobians with this one.
+
+        chunk, memory and precision are this session's. Closing either gives back what both share; the other makes anew what
+        it needs. Raises OptionError.
+        """
+        from pullback.inversion.inverter import Inverter  # which imports this module
+
+        if not isinstance(inverter, Inverter):
+            raise OptionError(f"expected an Inverter, got {type(inverter).__name__}")
+        if inverter.encoder is not self.encoder:
+            raise OptionError(
+                f"this session's encoder is {self.encoder.name}, the inverter has another or a copy of it "
+                f"({inverter.encoder.name}, {inverter.encoder.dtype}): make it with session.encoder"
+            )
+        ours, theirs = self._opened[0].precision, inverter.precision
+        if ours != theirs:
+            raise OptionError(f"this session calculates with precision={ours!r}, the inverter with {theirs!r}")
+        if self.encoder.weights_digest != self._opened[0].weights_digest:
+            raise OptionError(
+                "the network's parameters have changed since this session was opened: open the image anew"
+            )
+        return inverter.session(self._opened, batched=self._batched, home=self._home)
 
     def close(self) -> None:
         """Give the kept graphs back; the session cannot be used afterwards."""
