@@ -273,6 +273,14 @@ def test_closing_both_sessions_gives_back_what_they_share(encoder: Encoder, pare
     assert all(j._program is None for j in shared)
 
 
+def test_one_jacobian_from_the_image_is_open_at_a_time(encoder: Encoder) -> None:
+    with Inverter(encoder, "vjp")(image()) as inv:
+        pictures = [inv.stage(n).tensor for n in (1, 2, 3, 2)]
+        opened = inv._opened[0]
+        assert [opened._whole[n]._program is not None for n in (1, 2, 3)] == [False, True, False]
+        assert torch.equal(pictures[1], pictures[3])
+
+
 @pytest.mark.skipif(not has_bfloat16("cpu"), reason="no bfloat16 here")
 def test_the_rounding_error_is_known_after_a_neighbour_was_closed() -> None:
     encoder = small_encoder().to(dtype=torch.float32)

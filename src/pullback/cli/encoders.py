@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from pullback.cli.loading import loading
 from pullback.cli.options import Classes, Preprocessing, Stages, Weights, listed
 from pullback.errors import OptionError
 
@@ -22,8 +23,8 @@ def encoders(
     stages: Stages = None,
 ) -> None:
     """List the encoders that can be named, or show how one is split into stages and what was assumed about it."""
-    # Imported here, so that `pullback --help` does not wait for torch.
-    from pullback.encoders import available, load_encoder
+    with loading():
+        from pullback.encoders import available, load_encoder
 
     if show is not None:
         if text is not None:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from pullback.cli.loading import loading
 from pullback.cli.options import Classes, Preprocessing, Spec, Stages, Weights, listed
 
 
@@ -62,9 +63,9 @@ def explain(
 
     Writes an HTML report, a panel and a JSON file for each picture, and an index for several; prints what to open.
     """
-    # Imported here, so that `pullback --help` does not wait for torch.
-    from pullback.cli.progress import Progress
-    from pullback.explain import Options, explain_all
+    with loading():
+        from pullback.cli.progress import Progress
+        from pullback.explain import Options, explain_all
 
     options = Options(
         images=tuple(images or ()),

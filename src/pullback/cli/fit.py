@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pullback.cli.loading import loading
 from pullback.cli.options import Classes, Preprocessing, Spec, Stages, Weights, listed
 from pullback.errors import NumericsError, PullbackError, StageError
 
@@ -52,10 +53,10 @@ def fit(
 
     Each line of progress has the loss, its lift over the best single colour, and the loss of the zero seed beside it.
     """
-    # Imported here, so that `pullback --help` does not wait for torch.
-    from pullback.cli.progress import Progress
-    from pullback.encoders import load_encoder
-    from pullback.fitting import fit_correctors, joined
+    with loading():
+        from pullback.cli.progress import Progress
+        from pullback.encoders import load_encoder
+        from pullback.fitting import fit_correctors, joined
 
     with joined(device) as (own_device, leads), Progress() if leads else nullcontext() as progress:
         telling = Telling(progress)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pullback.cli.loading import loading
 from pullback.cli.options import Classes, Preprocessing, Spec, Stages, Weights, listed
 
 study = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Put a claim to the test, null models beside it.")
@@ -71,9 +72,9 @@ def reconstruction(
     Writes reconstruction.md, reconstruction.csv and a contact sheet for each stage; the same command carries on after an
     interrupt. Prints what to open.
     """
-    # Imported here, so that `pullback --help` does not wait for torch.
-    from pullback.cli.progress import Progress
-    from pullback.studies import StudyOptions, study_reconstruction
+    with loading():
+        from pullback.cli.progress import Progress
+        from pullback.studies import StudyOptions, study_reconstruction
 
     options = StudyOptions(
         images=tuple(images),

@@ -140,11 +140,8 @@ def _iterative(session: Inversion, stage: Stage, method: str, quality: str, star
     rank = (stage.number + 1) / sum(s.number + 1 for s in encoder.stages)
     seconds = rank * SECONDS[quality] * (BLIND_SHARE if blind else 1 - BLIND_SHARE)
     steps = STEPS[quality][0 if blind else 1]
-    inverter = Inverter(encoder, method, start=start, steps=steps, seconds=seconds, memory=MEMORY, seed=seed)
-    if blind:
-        return session.through(inverter).stage(stage.number)
-    with inverter(session.image) as alone:  # so that its Jacobian from the image to the stage goes with it
-        return alone.stage(stage.number)
+    inverter = Inverter(encoder, method, start=start, steps=steps, seconds=seconds, seed=seed)
+    return session.through(inverter).stage(stage.number)
 
 
 def _compared(picture: Picture, image: Tensor) -> Picture:

@@ -75,7 +75,10 @@ class Opened:
         return self._chain[k]
 
     def whole(self, level: int) -> Jacobian:
-        """J_l = dF_l / dx in one piece."""
+        """J_l = dF_l / dx in one piece. Those of other levels give back what they keep, which is as much as the network makes."""
+        for other, jacobian in self._whole.items():
+            if other != level:
+                jacobian.close()
         if level not in self._whole:
             self._whole[level] = self._jacobian(level, 0)
         return self._whole[level]
