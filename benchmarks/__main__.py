@@ -21,7 +21,7 @@ from benchmarks import table as written
 from benchmarks.floor import Rates
 from benchmarks.machine import describe
 from benchmarks.memory import Probe, ProbeError, peak
-from benchmarks.peers import WAYS, Setting
+from benchmarks.peers import LOOP, WAYS, Setting
 from benchmarks.rows import Table
 from benchmarks.timing import Effort, table
 from benchmarks.work import NETWORKS, Network, chosen, prepare
@@ -69,7 +69,8 @@ def _write(out: Path, options: argparse.Namespace, tables: list[Table], rates: R
 
 def _table(network: Network, options: argparse.Namespace, rates: Rates) -> Table:
     work = prepare(network, options.cotangents, size=options.size, device=options.device)
-    ways = [way.limited_to(options.chunks) for way in WAYS] if options.chunks else WAYS
+    ways = [way for way in WAYS if way is LOOP or not options.ways or any(text in way.name for text in options.ways)]
+    ways = [way.limited_to(options.chunks) for way in ways] if options.chunks else ways
     found = table(work, ways, Effort(options.trials, options.rounds), rates, _tell)
     if options.memory:
         _tell(f"{network.name}: memory")
@@ -109,6 +110,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=_count, default=7, help="interleaved rounds at the best settings")
     parser.add_argument("--trials", type=_count, default=2, help="trials of every setting")
     parser.add_argument("--chunks", type=_count, nargs="+", help="chunk sizes to be tried, instead of all")
+    parser.add_argument(
+        "--ways", nargs="+", metavar="TEXT", help="only the loop and the ways with one of these in their names"
+    )
     parser.add_argument("--size", type=_count, help="pixels a side, instead of each network's own")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--threads", type=_count, default=torch.get_num_threads(), help="threads of torch")
@@ -120,6 +124,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device {options.device}: torch finds no GPU here; leave it out to measure on the CPU")
+    for text in options.ways or ():
+        if not any(text in way.name for way in WAYS):
+            parser.error(f"--ways {text}: the ways are {', '.join(way.name for way in WAYS)}")
     if options.quick:
         vars(options).update(_QUICK, memory=False)
     return options

@@ -209,3 +209,13 @@ def test_the_quick_run_writes_its_three_files(tmp_path: Path, capsys: pytest.Cap
     found = json.loads((tmp_path / "results" / "speed.json").read_text())
     assert {row["way"] for row in found["networks"][0]["rows"]} == {way.name for way in WAYS}
     assert "| pullback |" in capsys.readouterr().out
+
+
+def test_some_ways_alone_beside_the_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--quick", "--ways", "vmap", "hand", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "speed.json").read_text())
+    expected = {"autograd.grad in a loop", "torch.func.vjp + vmap", "kept graph of copies, by hand"}
+    assert {row["way"] for row in found["networks"][0]["rows"]} == expected
+    with pytest.raises(SystemExit):
+        main(["--quick", "--ways", "vnap"])
+    assert "--ways vnap: the ways are autograd.grad in a loop" in capsys.readouterr().err
