@@ -76,7 +76,7 @@ def _write(path: Path, name: str, made: Tensors) -> None:
 
 
 def storable(tensors: Tensors) -> Tensors:
-    """Copies on the CPU, dense by rows, as files hold them."""
+    """Without a graph, on the CPU, dense by rows: as files hold them."""
     return {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
 
 

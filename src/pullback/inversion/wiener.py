@@ -25,7 +25,7 @@ from pullback.inversion.prior import Prior
 
 Map = Callable[[Tensor], Tensor]
 
-RIDGE = 1e-3  # features have no noise but rounding, so little of it; less changes no picture and slows the solve
+RIDGE = 1e-3  # features have no noise but rounding, so little of it; ten times less changed no SSIM by more than .002
 LADDER = (2, 3, 5, 8, 12, 20, 30, 50, 80, 130, 200, 320, 500)
 
 
