@@ -162,6 +162,8 @@ def ours(work: Work, seeds: Tensor, setting: Setting, precision: str | None = No
     with work.encoder.jacobian(work.image, work.stage, chunk=setting.chunk, precision=precision) as jacobian:
         pulled = jacobian.vm(seeds)
         work.own_runs += jacobian.forwards
+        if jacobian.program is not None:
+            work.own_flops += jacobian.program.live_operations("pull") * len(seeds)
     return pulled
 
 

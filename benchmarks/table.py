@@ -64,8 +64,9 @@ def _preamble(machine: Mapping[str, object], options: Mapping[str, Any], rates: 
             f" in float64 and at every setting within {BOUNDS['float32']:.0e} in float32 (bfloat16: {BOUNDS['bfloat16']:.0e}; the"
             " largest relative error over the cotangents; a unit within rounding of zero may close its gate in one way and not in"
             " another, which float64 makes unlikely). *Floor*: the larger of operations over the best convolution rate and of"
-            " bytes over the copying rate, with the convolutions of one run shared by all cotangents. *Work*: operations done"
-            " over those needed. *Peak*: in a process of its own, above the loaded network; *at equal chunk*: in chunks of"
+            " bytes over the copying rate, with the convolutions of one run shared by all cotangents: of dense products, which"
+            " pullback falls below by leaving out what shut gates make zero. *Work*: operations done over those of dense"
+            " products. *Peak*: in a process of its own, above the loaded network; *at equal chunk*: in chunks of"
             f" {options['equal_chunk']}.",
         )
     )

@@ -151,7 +151,7 @@ def _seconds(work: Work, way: Way, setting: Setting | None) -> float:
 def _count(work: Work, row: Row, least: Cost) -> None:
     """Runs, backward passes and operations of one call at the best setting."""
     assert row.setting is not None
-    before = work.runs
+    before, unseen = work.runs, work.own_flops
     try:
         with Counter() as counter:
             pulled = row.way.pull(work, work.seeds, row.setting)
@@ -160,7 +160,7 @@ def _count(work: Work, row: Row, least: Cost) -> None:
         return
     row.runs = work.runs - before
     row.passes = round(counter.backward_convolutions / least.backward_convolutions) or None
-    row.work = counter.flops / (least.flops(len(pulled)) * len(pulled))
+    row.work = (counter.flops + work.own_flops - unseen) / (least.flops(len(pulled)) * len(pulled))
 
 
 def _time(work: Work, row: Row) -> None:

@@ -82,7 +82,10 @@ def _stop(module: nn.Module, inputs: object, features: Tensor) -> None:
 
 @dataclass(eq=False)
 class Work:
-    """What every way is given. image: (3, H, W). seeds: (K, C, h, w). own_runs: network runs that passed by the trunks."""
+    """What every way is given. image: (3, H, W). seeds: (K, C, h, w). own_runs: network runs that passed by the trunks.
+
+    own_flops: operations of kernels that PyTorch does not see.
+    """
 
     network: str
     weights: str
@@ -91,6 +94,7 @@ class Work:
     image: Tensor
     seeds: Tensor
     own_runs: int = 0
+    own_flops: int = 0
     _trunks: dict[str, Trunk] = field(default_factory=dict)
 
     def trunk(self, layout: str) -> Trunk:

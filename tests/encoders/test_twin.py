@@ -28,8 +28,11 @@ def test_a_twin_computes_what_the_network_computes_and_leaves_it_alone(name: str
     x = torch.randn(2, *AWKWARD[name].input_shape, generator=torch.Generator().manual_seed(0))
     dtype = next(net.parameters()).dtype
     with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
-        expected, found = reference(x.to(dtype, copy=True)), copied(x.to(dtype, copy=True))
-    assert torch.equal(read_logits(found), read_logits(expected))
+        expected, found = (read_logits(n(x.to(dtype, copy=True))) for n in (reference, copied))
+    if name == "transformer":  # fused attention rounds by where the weights lie, on some processors
+        assert torch.allclose(found, expected, rtol=0, atol=4 * torch.finfo(dtype).eps)
+    else:
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("name", [name for name in AWKWARD if name not in ("inference_mode", "weight_norm")])

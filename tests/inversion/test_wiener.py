@@ -130,8 +130,11 @@ def test_a_batch_is_each_right_hand_side_alone() -> None:
         for k in range(3):
             alone = case.solver.solve(r[k : k + 1], steps=steps)
             assert close(together.delta[k], alone.delta[0], tolerance)
-            # Sums of another batch shape are rounded otherwise, which can tip the last step of a converged solve.
-            assert abs(int(together.iterations[k] - alone.iterations[0])) <= (steps == 40)
+            if steps == 3:
+                assert together.iterations[k] == alone.iterations[0]
+            else:  # sums of another batch shape are rounded otherwise, which moves the last steps: both end by the tolerance
+                assert max(together.iterations[k], alone.iterations[0]) < steps
+                assert max(together.relative_residual[k], alone.relative_residual[0]) < 2e-7
 
 
 def test_superposition_in_the_converged_limit_only() -> None:

@@ -1,11 +1,12 @@
 """The adjoint engine: a recorded stretch of a network lowered to local Jacobians, for many cotangents at one image."""
 
-from pullback.adjoint.agreement import adjoint_discrepancy, vjp_discrepancy
+from pullback.adjoint.agreement import adjoint_discrepancy, discrepancy, vjp_discrepancy
 from pullback.adjoint.convolution import Packed
 from pullback.adjoint.precision import PRECISIONS, check_precision, has_bfloat16, rounding_error
-from pullback.adjoint.program import LARGEST_BATCH, Program, Unsupported
+from pullback.adjoint.program import LARGEST_BATCH, Asked, Program, Unsupported
 
 __all__ = [
+    "Asked",
     "LARGEST_BATCH",
     "PRECISIONS",
     "Packed",
@@ -13,6 +14,7 @@ __all__ = [
     "Unsupported",
     "adjoint_discrepancy",
     "check_precision",
+    "discrepancy",
     "has_bfloat16",
     "rounding_error",
     "vjp_discrepancy",

@@ -1,11 +1,12 @@
-"""The check of an adjoint program against autograd: one random VJP, and one random pair for its other direction."""
+"""The checks of an adjoint program: one random VJP against autograd, and each other way to a product against what is known."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from pullback.adjoint.program import Program
+from pullback.adjoint.gated import FEWEST
+from pullback.adjoint.program import Asked, Program
 from pullback.graph import Point, Tape, plain_autograd, vjp
 
 
@@ -34,6 +35,20 @@ def adjoint_discrepancy(program: Program) -> float:
     square = float(pushed.double().square().sum())
     product = float((v.double() * program.pull(pushed).double()).sum())
     return abs(square - product) / square if square else abs(product)
+
+
+def discrepancy(program: Program, asked: Asked) -> float:
+    """How far a way to a product is off: "push" as the adjoint of `pull`, products on live entries from dense ones."""
+    if asked == "push":
+        return adjoint_discrepancy(program)
+    product, shape = (
+        (program.pull, tuple(program.value.shape)) if asked == "live pull" else (program.push, program.in_shape)
+    )
+    w = gaussian(shape, program.value)
+    exact, found = product(w[None])[0].double(), product(w.expand(FEWEST, *shape))[-1].double()
+    norm = float(exact.norm())
+    gap = float((found - exact).norm())
+    return gap / norm if norm else gap
 
 
 def gaussian(shape: tuple[int, ...], like: Tensor) -> Tensor:

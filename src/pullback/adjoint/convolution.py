@@ -123,6 +123,21 @@ class Convolution(Map):
         """Padding, dilation and size of the flipped kernel."""
         return _margin(self.weight, self.geometry), self.geometry.dilation, tuple(self.weight.shape[2:])
 
+    @property
+    def depthwise(self) -> bool:
+        """Whether each channel is made of one, and makes one."""
+        return 1 < self.geometry.groups == self.geometry.inner[1] == self.geometry.outer[1]
+
+    def by_rows(self, way: str) -> Tensor:
+        """The kernel as (channels that are made, taps, channels that are read), or (taps, channels) where it is depthwise.
+
+        For a pull its taps are turned over.
+        """
+        kernel = self._ready("flipped" if way == "pull" else "native")
+        if self.depthwise:
+            return kernel.flatten(1).T.contiguous()
+        return kernel.permute(0, 2, 3, 1).flatten(1, 2)
+
     def by_channel(self) -> Tensor:
         """The flipped kernel by the channels of the output: (O, taps, I)."""
         return self._ready("by channel")

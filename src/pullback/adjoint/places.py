@@ -95,12 +95,14 @@ def cat(a: Applied) -> tuple[Any, list[Local]]:
 
 def pad(a: Applied) -> tuple[Any, list[Local]]:
     out, amounts = a.run(), list(a.named["pad"])
-    kept = [slice(max(first, 0), n - max(last, 0)) for first, last, n in _ends(amounts, tuple(out.shape))]
+    outer = tuple(out.shape)
+    kept = tuple(slice(max(first, 0), n - max(last, 0)) for first, last, n in _ends(amounts, outer))
+    if min(amounts) >= 0:
+        return out, [(0, 0, Piece(Part(kept, outer)))]
     lost = [-max(-n, 0) for n in amounts]
 
     def pull(w: Tensor) -> Tensor:
-        shown = w[(slice(None), *kept)]
-        return F.pad(shown, [-n for n in lost]) if any(lost) else shown
+        return F.pad(w[(slice(None), *kept)], [-n for n in lost])
 
     return out, [(0, 0, Linear(pull, lambda v: F.pad(v, amounts), "same", "fresh"))]
 

@@ -8,18 +8,19 @@ cotangents go through in as large a batch as still fits into the caches.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_iter
 
 from pullback.adjoint.applied import Applied
+from pullback.adjoint.compiled import kernels
 from pullback.adjoint.convolution import Packed
+from pullback.adjoint.gated import FEWEST, Gated, columns, mixed
 from pullback.adjoint.maps import Shape
 from pullback.adjoint.rules import lowered
 from pullback.adjoint.schedule import WAYS, Edge, Segment, Way, scheduled, simplified
@@ -33,6 +34,9 @@ _FITTING = 19 * 2**20
 """Bytes of the largest tensor of a batch on a CPU: of larger ones malloc gives back the pages, and takes them anew."""
 LARGEST_BATCH = 64
 
+Asked = Literal["push", "live pull", "live push"]
+_LIVE: dict[Way, Asked] = {"pull": "live pull", "push": "live push"}
+
 
 class Unsupported(Exception):
     """The recorded run cannot be lowered: it writes into memory through views."""
@@ -42,7 +46,7 @@ class Program:
     """J of a stretch of a network at one point, as a list of local Jacobians.
 
     value: the stretch's output at the point, (*out_shape). unknown: operations without a rule, left to autograd.
-    trust: says whether `push` is right.
+    trust: says whether another way to a product is right than `pull` on few rows; asked when it is first needed.
     """
 
     def __init__(
@@ -62,11 +66,14 @@ class Program:
             dtype,
             unknown,
         )
-        self.trust: Callable[[Program], bool] = lambda program: True
+        self.trust: Callable[[Program, Asked], bool] = lambda program, asked: True
         self.versions: list[tuple[Tensor, int]] = []  # of the parameters that it was made of
-        entries = _FITTING // dtype.itemsize if value.device.type == "cpu" else None
-        self._schedules = {way: scheduled(edges, way, entries) for way in WAYS}
-        self._single = scheduled(sharpened(edges, end), "pull", entries)  # for cotangents of one channel each
+        self._entries = _FITTING // dtype.itemsize if value.device.type == "cpu" else None
+        self._schedules: dict[Way, Sequence[Segment | Gated]] = {
+            way: scheduled(edges, way, self._entries) for way in WAYS
+        }
+        self._single = scheduled(sharpened(edges, end), "pull", self._entries)  # for cotangents of one channel each
+        self._gated: dict[Way, Sequence[Segment | Gated] | None] = {}
 
     @classmethod
     def lower(cls, tape: Tape, start: Point, end: Point, x: Tensor, packed: Packed) -> Program:
@@ -103,8 +110,7 @@ class Program:
                     point = points[j]
                     assert point is not None
                     outer = Point(i, op.outputs[k])
-                    sizes = (prod(tape.shapes[p.tensor]) for p in (point, outer))
-                    edges.append(Edge(point, outer, local, *sizes))
+                    edges.append(Edge(point, outer, local, tuple(given[j].shape), tuple(outputs[k].shape)))
                     live.add(outer)
                 return out
 
@@ -150,7 +156,7 @@ class Program:
 
         An operation without a rule may lack a second derivative.
         """
-        return self.trust(self)
+        return self.trust(self, "push")
 
     @cached_property
     def kept_bytes(self) -> int:
@@ -168,7 +174,13 @@ class Program:
             rows = min(rows, segment.batch or rows)
             most = max(most, held + rows * segment.peak)
             held += rows * segment.end
+        if self._fills_vectors(batch):
+            most = max(most, columns(self.dtype) * max(segment.peak for segment in self._schedules[way]))
         return most * self.dtype.itemsize
+
+    def live_operations(self, way: Way) -> int:
+        """About the floating-point operations on live entries that a row of the products so far has taken, and no mode sees."""
+        return sum(segment.operations for segment in self._gated.get(way) or () if isinstance(segment, Gated))
 
     # ---- running ---------------------------------------------------------------------------------------------------
 
@@ -179,21 +191,41 @@ class Program:
             return rows.new_zeros(0, *shape)
         with plain_autograd(rows.device), torch.no_grad():
             made = rows.new_empty(len(rows), *shape)
-            at = 0
-            for part in rows.split(batch or LARGEST_BATCH):
+            size = batch or LARGEST_BATCH
+            for part, into in zip(rows.split(size), made.split(size), strict=True):
                 given = part.clone() if part.is_inference() else part  # which autograd would not take
-                single = way == "pull" and one_channel_each(given)
-                schedule = self._single if single else self._schedules[way]
-                for product in _through(schedule, given.to(self.dtype)[:, None]):
-                    made[at : at + len(product)] = product[:, 0]
-                    at += len(product)
+                _fill(into[:, None], self._schedule(way, given), given.to(self.dtype)[:, None])
+            for segment in self._gated.get(way) or ():
+                if isinstance(segment, Gated):
+                    segment.rest()
         return made
 
+    def _schedule(self, way: Way, rows: Tensor) -> Sequence[Segment | Gated]:
+        live = self._on_live_entries(way) if self._fills_vectors(len(rows)) else None
+        if live is not None:
+            return live
+        return self._single if way == "pull" and one_channel_each(rows) else self._schedules[way]
 
-def _through(segments: Sequence[Segment], rows: Tensor) -> Iterator[Tensor]:
-    """Rows through all segments, each taking as many at a time as fit it."""
-    if not segments:
-        yield rows
-        return
-    for part in rows.split(segments[0].batch or len(rows)):
-        yield from _through(segments[1:], segments[0].carry(part))
+    def _fills_vectors(self, rows: int) -> bool:
+        return rows >= FEWEST and self.value.device.type == "cpu" and kernels(self.dtype) is not None
+
+    def _on_live_entries(self, way: Way) -> Sequence[Segment | Gated] | None:
+        if way not in self._gated:
+            self._gated[way] = mixed(self.edges, way, self._entries, self.dtype)
+            if self._gated[way] is not None and not self.trust(self, _LIVE[way]):
+                _log.warning("%s on live entries differs from the dense one, which serves", way)
+                self._gated[way] = None
+        return self._gated[way]
+
+
+def _fill(made: Tensor, segments: Sequence[Segment | Gated], rows: Tensor) -> None:
+    """Rows through all segments into `made`, each segment taking as many at a time as fit it."""
+    first, *rest = segments
+    size = first.batch or len(rows)
+    for part, into in zip(rows.split(size), made.split(size), strict=True):
+        if rest:
+            _fill(into, rest, first.carry(part))
+        elif isinstance(first, Gated):
+            first.carry(part, into)
+        else:
+            into.copy_(first.carry(part))

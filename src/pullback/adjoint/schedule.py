@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 from torch import Tensor
 
 from pullback.adjoint.folding import composed
-from pullback.adjoint.maps import Map
+from pullback.adjoint.maps import Map, Shape
 from pullback.graph import Point
 
 Way = Literal["pull", "push"]
@@ -22,13 +23,13 @@ WAYS: tuple[Way, ...] = ("pull", "push")
 
 @dataclass(frozen=True, eq=False)
 class Edge:
-    """The local Jacobian between two values of the run; `inner_size` and `outer_size` are their numbers of entries."""
+    """The local Jacobian between two values of the run, and their shapes (N, ...)."""
 
     inner: Point
     outer: Point
     map: Map
-    inner_size: int
-    outer_size: int
+    inner_shape: Shape
+    outer_shape: Shape
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def simplified(edges: Sequence[Edge], start: Point, end: Point) -> list[Edge]:
         if both is not None:
             first = arriving[e.inner]
             del kept[first]
-            e = Edge(first.inner, e.outer, both, first.inner_size, e.outer_size)
+            e = Edge(first.inner, e.outer, both, first.inner_shape, e.outer_shape)
         kept[e] = None
         arriving[e.outer] = e
     return list(kept)
@@ -105,51 +106,74 @@ def simplified(edges: Sequence[Edge], start: Point, end: Point) -> list[Edge]:
 def scheduled(edges: Sequence[Edge], way: Way, entries: int | None) -> list[Segment]:
     """The steps of a product, in segments whose batches hold tensors of at most `entries` entries (None: no limit)."""
     pulling = way == "pull"
-    order = _ordered(edges, way)
-    ends = [(e.outer, e.inner) if pulling else (e.inner, e.outer) for e in order]
-    last_read = {source: i for i, (source, _) in enumerate(ends)}
-    memory: dict[Point, int] = {ends[0][0]: _FOREIGN}  # value -> the memory that it lies in
+    memory: dict[Point, int] = {}  # value -> the memory that it lies in
     segments: list[Segment] = []
-    steps: list[Step] = []
-    sizes = {e.inner: e.inner_size for e in edges} | {e.outer: e.outer_size for e in edges}
-    largest = peak = 1
-    for i, (edge, (source, target)) in enumerate(zip(order, ends, strict=True)):
-        last = last_read[source] == i
-        lying = memory.pop(source) if last else memory[source]
-        own = lying != _FOREIGN and lying not in memory.values()
-        kind = edge.map.pulled if pulling else edge.map.pushed
-        result = {"fresh": i, "same": lying, "given": lying if own else i, "constant": _FOREIGN}[kind]
-        if kind == "constant":  # which may show its argument's memory: nobody writes that from now on
-            memory |= {point: _FOREIGN for point, m in memory.items() if m == lying}
-        into: Literal["nothing", "result", "target", "new"] = "nothing"
-        if target in memory:
-            others = [m for point, m in memory.items() if point != target]
-            if memory[target] not in (*others, _FOREIGN, lying, result):
-                into, result = "target", memory[target]
-            elif result != _FOREIGN and result not in memory.values():
-                into = "result"
-            else:
-                into, result = "new", i
-        memory[target] = result
-        steps.append(Step(edge.map, source, target, last, own, into))
-        largest = max(largest, edge.inner_size, edge.outer_size)
-        peak = max(peak, sum(sizes[point] for point in {*memory, source}) + sizes[target])
-        if len(memory) == 1 and last:
-            batch = None if entries is None else _rows(entries // largest)
-            segments.append(Segment(way, tuple(steps), batch, peak, sizes[target]))
-            steps, largest, peak = [], 1, 1
+    sizes = {p: prod(s) for e in edges for p, s in ((e.inner, e.inner_shape), (e.outer, e.outer_shape))}
+    number = 0
+    for stretch in stretches(edges, way):
+        steps: list[Step] = []
+        ends = [read_and_made(e, way) for e in stretch]
+        last_read = {source: i for i, (source, _) in enumerate(ends)}
+        memory = memory or {ends[0][0]: _FOREIGN}
+        peak = 1
+        for i, (edge, (source, target)) in enumerate(zip(stretch, ends, strict=True)):
+            number += 1
+            last = last_read[source] == i
+            lying = memory.pop(source) if last else memory[source]
+            own = lying != _FOREIGN and lying not in memory.values()
+            kind = edge.map.pulled if pulling else edge.map.pushed
+            result = {"fresh": number, "same": lying, "given": lying if own else number, "constant": _FOREIGN}[kind]
+            if kind == "constant":  # which may show its argument's memory: nobody writes that from now on
+                memory |= {point: _FOREIGN for point, m in memory.items() if m == lying}
+            into: Literal["nothing", "result", "target", "new"] = "nothing"
+            if target in memory:
+                others = [m for point, m in memory.items() if point != target]
+                if memory[target] not in (*others, _FOREIGN, lying, result):
+                    into, result = "target", memory[target]
+                elif result != _FOREIGN and result not in memory.values():
+                    into = "result"
+                else:
+                    into, result = "new", number
+            memory[target] = result
+            steps.append(Step(edge.map, source, target, last, own, into))
+            peak = max(peak, sum(sizes[point] for point in {*memory, source}) + sizes[target])
+        largest = max(sizes[point] for pair in ends for point in pair)
+        batch = None if entries is None else _rows(entries // largest)
+        segments.append(Segment(way, tuple(steps), batch, peak, sizes[ends[-1][1]]))
     return _merged(segments)
+
+
+def stretches(edges: Sequence[Edge], way: Way) -> list[list[Edge]]:
+    """The edges in the order of a product, from one single value to the next."""
+    found: list[list[Edge]] = [[]]
+    order = _ordered(edges, way)
+    last_read = {read_and_made(e, way)[0]: e for e in order}
+    alive: set[Point] = set()
+    for e in order:
+        source, target = read_and_made(e, way)
+        alive.add(target)
+        if last_read[source] is e:
+            alive.discard(source)
+        found[-1].append(e)
+        if alive == {target} and last_read[source] is e:
+            found.append([])
+    return found[:-1]
+
+
+def read_and_made(edge: Edge, way: Way) -> tuple[Point, Point]:
+    """The value that a product reads and the one that it adds to."""
+    return (edge.outer, edge.inner) if way == "pull" else (edge.inner, edge.outer)
 
 
 def _ordered(edges: Sequence[Edge], way: Way) -> list[Edge]:
     """Against the order of the run, or along it; what fills only a part of a value comes after what fills it."""
     pulling = way == "pull"
     order = sorted(edges, key=lambda e: -e.outer.op if pulling else e.inner.op)
-    filling = Counter(_target(e, way) for e in order if not _sparse(e, way))
+    filling = Counter(read_and_made(e, way)[1] for e in order if not _sparse(e, way))
     waiting: defaultdict[Point, list[Edge]] = defaultdict(list)
     found: list[Edge] = []
     for e in order:
-        target = _target(e, way)
+        target = read_and_made(e, way)[1]
         if _sparse(e, way) and filling[target]:
             waiting[target].append(e)
             continue
@@ -159,10 +183,6 @@ def _ordered(edges: Sequence[Edge], way: Way) -> list[Edge]:
         if not filling[target]:
             found += waiting.pop(target, [])
     return found
-
-
-def _target(edge: Edge, way: Way) -> Point:
-    return edge.inner if way == "pull" else edge.outer
 
 
 def _sparse(edge: Edge, way: Way) -> bool:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pullback.adjoint import Packed, Program, Unsupported, adjoint_discrepancy, vjp_discrepancy
+from pullback.adjoint import Asked, Packed, Program, Unsupported, discrepancy, vjp_discrepancy
 from pullback.encoders.naming import class_index
 from pullback.encoders.preprocessing import Preprocessing, assumed_preprocessing, checked_shape
 from pullback.encoders.splitting import Boundary, find, split
@@ -411,10 +411,10 @@ class Encoder:
             agreed[ends] = "autograd"
             return None
 
-        def trusted(asking: Program) -> bool:
-            key = *ends, asking.dtype
+        def trusted(asking: Program, asked: Asked) -> bool:
+            key = *ends, asking.dtype, asked
             if key not in agreed:
-                agreed[key] = adjoint_discrepancy(asking) <= _AGREEMENT.get(asking.dtype, 1e-4)
+                agreed[key] = discrepancy(asking, asked) <= _AGREEMENT.get(asking.dtype, 1e-4)
             return bool(agreed[key])
 
         program.trust = trusted
