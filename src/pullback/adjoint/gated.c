@@ -32,13 +32,15 @@ typedef struct {
   const int32_t *source_begin, *source_end, *target_begin, *target_end;
   const uint16_t *source_channel, *target_channel;
   /* CONVOLVE, DEPTHWISE: for target position p, e = near[p] .. near[p + 1] - 1: the source's position, the kernel's tap */
-  const int32_t *near, *from, *tap;
+  const int32_t *near, *from;
+  const int16_t *tap;
   const REAL *weight; /* CONVOLVE: (target channels, taps, source channels); DEPTHWISE: (taps, channels) */
   int64_t taps, source_channels, span; /* span: target channels whose weights a core keeps at hand */
   /* DEPTHWISE: (positions of the source, groups + 1) where the rows of each group of GROUP channels begin, and end */
   const int32_t *before;
   int64_t groups;
-  /* GATHER: row r is the sum over e = start[r] .. start[r + 1] - 1 of rows origin[e] times scale[e] (null: times 1) */
+  /* GATHER: row r is the sum over e = start[r] .. start[r + 1] - 1 of rows origin[e] times scale[e] (null: times 1);
+     where start is null, it is row origin[r] times scale[r], or zero where origin[r] is negative */
   const int32_t *start, *origin;
   const REAL *scale;
 } Step;
@@ -134,8 +136,8 @@ INLINE void depthwise(const Step *s, const vec *source, vec *target, int from, i
 INLINE void gather(const Step *s, const vec *source, vec *target, int from, int until) {
   for (int r = s->target_begin[from]; r < s->target_end[until - 1]; r++) {
     vec sum = s->add ? target[r] : (vec){0};
-    for (int e = s->start[r]; e < s->start[r + 1]; e++)
-      sum += (s->scale ? s->scale[e] : 1) * source[s->origin[e]];
+    const int last = s->start ? s->start[r + 1] : r + (s->origin[r] >= 0);
+    for (int e = s->start ? s->start[r] : r; e < last; e++) sum += (s->scale ? s->scale[e] : 1) * source[s->origin[e]];
     target[r] = sum;
   }
 }

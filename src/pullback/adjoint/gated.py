@@ -216,8 +216,7 @@ def _product(plan: _Plan, edge: Edge, way: Way, source: Rows, target: Rows, add:
     if isinstance(edge.map, Convolution):
         _convolution(plan, edge.map, way, source, target, add)
         return
-    start, origin, scale = _origins(edge, way, source, target)
-    plan.add(_GATHER, source, target, add=int(add), start=start, origin=origin, scale=scale)
+    plan.add(_GATHER, source, target, add=int(add), **_origins(edge, way, source, target))
 
 
 def _convolution(plan: _Plan, map: Convolution, way: Way, source: Rows, target: Rows, add: bool) -> None:
@@ -233,44 +232,38 @@ def _convolution(plan: _Plan, map: Convolution, way: Way, source: Rows, target: 
         plan.add(_CONVOLVE, source, target, **fields, span=span)
 
 
-def _origins(
-    edge: Edge, way: Way, source: Rows, target: Rows
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[Any] | None]:
-    """For each row of the target the rows of the source that it sums, and their factors: as GATHER has them."""
+def _origins(edge: Edge, way: Way, source: Rows, target: Rows) -> dict[str, NDArray[Any] | None]:
+    """From which rows of the source those of the target come, and by which factors: as GATHER has it."""
     map, number = edge.map, source.numbers()
-    at = np.flatnonzero(target.live)
-    factor = None
     if isinstance(map, MaxPool) and way == "pull":
         where, open_ = map.where.numpy(), open_entries(map)
-        from_ = np.flatnonzero(source.live.reshape(-1) & open_)
-        into = target.numbers()[where[from_]]
-        from_, into = from_[into >= 0], into[into >= 0]
+        chosen = np.flatnonzero(source.live.reshape(-1) & open_)
+        into = target.numbers()[where[chosen]]
         order = np.argsort(into, kind="stable")
-        counts = np.bincount(into, minlength=target.rows)
-        from_ = from_[order]
-        if map.gate is not None:
-            factor = entries(map.gate, map.outer).reshape(-1)[from_]
-    else:
-        match map:
-            case MaxPool():
-                asked = map.where.numpy()[at]
-                if map.gate is not None:
-                    factor = entries(map.gate, map.outer).reshape(-1)[at]
-            case Scale():
-                asked, factor = at, entries(map.factor, edge.outer_shape).reshape(-1)[at]
-            case Part() | Piece():
-                asked = _moved(map, way, source.live.shape, target.live.shape)[at]
-            case _:
-                asked = at
-        live = asked >= 0
-        live[live] = number[asked[live]] >= 0
-        counts = live.astype(np.int64)
-        from_ = asked[live]
-        factor = None if factor is None else factor[live]
-    start = np.zeros(target.rows + 1, np.int32)
-    np.cumsum(counts, out=start[1:])
-    binary = factor is None or bool((factor == 1).all())
-    return start, number[from_], None if binary or factor is None else np.ascontiguousarray(factor)
+        order = order[np.count_nonzero(into < 0) :]
+        start = np.zeros(target.rows + 1, np.int32)
+        np.cumsum(np.bincount(into[order], minlength=target.rows), out=start[1:])
+        chosen = chosen[order]
+        factor = None if map.gate is None else entries(map.gate, map.outer).reshape(-1)[chosen]
+        return {"start": start, "origin": number[chosen], "scale": _scale(factor)}
+    at = np.flatnonzero(target.live)
+    factor = None
+    match map:
+        case MaxPool():
+            origin = number[map.where.numpy()[at]]
+            factor = None if map.gate is None else entries(map.gate, map.outer).reshape(-1)[at]
+        case Scale():
+            origin, factor = number[at], entries(map.factor, edge.outer_shape).reshape(-1)[at]
+        case Part() | Piece():
+            moved = _moved(map, way, source.live.shape, target.live.shape)[at]
+            origin = np.where(moved < 0, np.int32(-1), number[moved])
+        case _:
+            origin = number[at]
+    return {"origin": origin, "scale": _scale(factor)}
+
+
+def _scale(factor: NDArray[Any] | None) -> NDArray[Any] | None:
+    return None if factor is None or bool((factor == 1).all()) else np.ascontiguousarray(factor)
 
 
 def _before(rows: Rows) -> NDArray[np.int32]:

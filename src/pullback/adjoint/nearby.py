@@ -12,7 +12,7 @@ from pullback.adjoint.schedule import Way
 
 
 def nearby(g: Geometry, kernel: Shape, way: Way, packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
-    """near (positions + 1), from and tap, int32: position p of the result reads positions from[e] by taps tap[e] of the
+    """near (positions + 1) and from, int32, and tap, int16: position p of the result reads positions from[e] by taps tap[e] of the
 
     kernel, e = near[p] .. near[p + 1] - 1, position and tap counted row by row. Kept in `packed`.
     """
@@ -39,7 +39,7 @@ def _lists(g: Geometry, kernel: Shape, way: Way) -> tuple[Tensor, Tensor, Tensor
     order = np.argsort(into, kind="stable")
     near = np.zeros(positions[2] * positions[3] + 1, np.int32)
     np.cumsum(np.bincount(into, minlength=len(near) - 1), out=near[1:])
-    return torch.from_numpy(near), torch.from_numpy(from_[order]), torch.from_numpy(tap[order])
+    return torch.from_numpy(near), torch.from_numpy(from_[order]), torch.from_numpy(tap[order].astype(np.int16))
 
 
 def _along(kernel: int, stride: int, padding: int, dilation: int, inner: int, outer: int) -> tuple[np.ndarray, ...]:
