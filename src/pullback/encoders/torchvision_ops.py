@@ -4,12 +4,18 @@ Such a pair (a CUDA torchvision beside a CPU torch, say) stops with "operator to
 the Python half of torchvision describes operators that its compiled half failed to declare. Classification networks
 never call them; declaring their schemas, without any implementation, lets the import finish. Nothing is declared where
 the import works.
+
+torchvision's operators also load torch's compiler, a second of every start, for one question that they put when they are
+called. Where nothing else has loaded it, that question waits until then.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 from typing import TypeVar
@@ -35,12 +41,41 @@ def mended(action: Callable[[], Result]) -> Result:
 
 def import_torchvision() -> ModuleType:
     """The module `torchvision`, whole, or without its detection operators where its build does not match torch's."""
-    return mended(lambda: importlib.import_module("torchvision"))
+    with _compiler_put_off():
+        return mended(lambda: importlib.import_module("torchvision"))
 
 
 def import_timm() -> ModuleType:
     """The module `timm`."""
     return mended(lambda: importlib.import_module("timm"))
+
+
+@contextmanager
+def _compiler_put_off() -> Iterator[None]:
+    """Within this scope `from torch._dynamo.utils import is_compile_supported` gives a function that imports it when called.
+
+    Nothing is changed where torch's compiler is loaded, or where another thread might ask for it meanwhile.
+    """
+    package, utils = ModuleType("torch._dynamo"), ModuleType("torch._dynamo.utils")
+    utils.is_compile_supported = _is_compile_supported  # type: ignore[attr-defined]
+    package.utils = utils  # type: ignore[attr-defined]
+    stand_ins = {module.__name__: module for module in (package, utils)}
+    if any(name in sys.modules for name in stand_ins) or threading.active_count() > 1:
+        yield
+        return
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name, module in stand_ins.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+
+
+def _is_compile_supported(device: str) -> bool:
+    from torch._dynamo.utils import is_compile_supported
+
+    return bool(is_compile_supported(device))
 
 
 @cache
