@@ -24,7 +24,7 @@ BOUNDS = {"float64": 1e-9, "float32": 3e-2, "bfloat16": 1e-1}
 rounding of zero closes its gate in one order of summation and not in another, which moved pictures of an untrained ResNet-50
 by 5e-3. In float64 that is unlikely, and all ways agree to 1e-14 there: it is what tells right from wrong."""
 
-_FEW = 3  # cotangents in float64, in chunks of two: one chunk is full and one is not
+_FEW = 9  # cotangents in float64, in chunks of eight at most: one chunk is full and one is not
 
 Tell = Callable[[str], None]
 
@@ -94,7 +94,7 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 def _verify(row: Row, double: Work, exact: Tensor, work: Work, expected: Tensor) -> None:
     checked: dict[Setting, float] = {}
     for setting in row.way.settings(len(expected)):
-        few = Setting(min(setting.chunk or 2, 2), setting.layout)
+        few = Setting(min(setting.chunk or 8, 8), setting.layout)
         count = len(expected) if setting.chunk is None else min(len(expected), setting.chunk + 1)
         try:
             with warnings.catch_warnings(record=True) as said:

@@ -43,7 +43,9 @@ def gated(program: Program, way: Way = "pull") -> list[Gated]:
 
 
 def convolutions(net: nn.Module) -> int:
-    return sum(isinstance(m, nn.Conv2d) for m in net.modules())
+    """How many steps they take: one, or one for each group."""
+    found = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    return sum(1 if m.groups == m.in_channels == m.out_channels else m.groups for m in found)
 
 
 def steps(segments: list[Gated], kind: int) -> int:
@@ -67,6 +69,14 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[Callable[[], nn.Module]]]] = 
     "wide depthwise": (
         lambda x, a, b, c: c(b(a(x).relu()).relu()).relu(),
         [lambda: nn.Conv2d(3, 300, 1), lambda: nn.Conv2d(300, 300, 3, groups=300), lambda: nn.Conv2d(300, 9, 1)],
+    ),
+    "grouped": (
+        lambda x, a, b, c: c(b(a(x).relu()).relu()).relu(),
+        [lambda: nn.Conv2d(3, 12, 3), lambda: nn.Conv2d(12, 18, 3, 2, 1, groups=3), lambda: nn.Conv2d(18, 9, 1)],
+    ),
+    "grouped with few": (
+        lambda x, a, b: b(a(x).relu()).relu(),
+        [lambda: nn.Conv2d(3, 8, 3), lambda: nn.Conv2d(8, 16, 3, groups=8)],
     ),
     "residual": (
         lambda x, a, b, c: (lambda y: (c(b(y).relu()) + y).relu())(a(x).relu()),

@@ -65,14 +65,19 @@ typedef struct {
 
 /* ---- kernels: positions from .. until - 1 ------------------------------------------------------------------------ */
 
-#define MOST 8 /* rows at once: their sums and the places of their weights stay in registers */
+/* Rows at once, so that their sums and the places of their weights stay in registers. */
+#ifdef __AVX512F__
+#define MOST 8
+#else
+#define MOST 6
+#endif
 
 /* J rows of the target at position p, of these channels. */
 INLINE void tile(const int J, const Step *s, const vec *restrict source, vec *restrict target, int p,
                  const uint16_t *channel) {
   const int64_t length = s->taps * s->source_channels;
-  vec sum[MOST];
-  const REAL *weight[MOST];
+  vec sum[8];
+  const REAL *weight[8];
   ALL(j, J) weight[j] = s->weight + channel[j] * length;
   ALL(j, J) sum[j] = s->add ? target[j] : (vec){0};
   for (int e = s->near[p]; e < s->near[p + 1]; e++) {

@@ -44,6 +44,8 @@ _WORTH = 0.75
 """Of the operations, live ones; where more are left, dense convolutions are as quick."""
 _VECTOR = 64  # bytes
 _GROUP = 64  # as in gated.c
+_GROUPS = 64
+"""Groups of a convolution, each a step of its own; of more, dense convolutions are as quick."""
 _HANDY = 320 * 2**10
 """Bytes of weights that a core keeps at hand."""
 _LOAD, _STORE, _CONVOLVE, _DEPTHWISE, _GATHER = range(5)
@@ -81,7 +83,7 @@ def gates(edge: Edge) -> bool:
         return False
     match edge.map:
         case Convolution() as c:
-            return c.geometry.planar and (c.geometry.groups == 1 or c.depthwise)
+            return c.geometry.planar and (c.depthwise or c.geometry.groups <= _GROUPS)
         case Scale() | Identity() | MaxPool():
             return True
         case Part() | Piece():
@@ -222,14 +224,24 @@ def _product(plan: _Plan, edge: Edge, way: Way, source: Rows, target: Rows, add:
 def _convolution(plan: _Plan, map: Convolution, way: Way, source: Rows, target: Rows, add: bool) -> None:
     near, from_, tap = nearby(map.geometry, tuple(map.weight.shape[2:]), way, map.packed)
     weight = map.by_rows(way)
-    fields: dict[str, Any] = {"near": near, "from_": from_, "tap": tap, "weight": weight, "add": int(add)}
+    fields: dict[str, Any] = {"near": near, "from_": from_, "tap": tap, "add": int(add)}
     fields |= {"taps": weight.shape[-2], "source_channels": weight.shape[-1]}
     if map.depthwise:
         before = _before(source)
-        plan.add(_DEPTHWISE, source, target, **fields, before=before, groups=before.shape[1] - 1)
-    else:
-        span = max(_HANDY // (weight[0].numel() * weight.element_size()), 1)
-        plan.add(_CONVOLVE, source, target, **fields, span=span)
+        plan.add(_DEPTHWISE, source, target, **fields, weight=weight, before=before, groups=before.shape[1] - 1)
+        return
+    fields["span"] = max(_HANDY // (weight[0].numel() * weight.element_size()), 1)
+    groups = map.geometry.groups
+    if groups == 1:
+        plan.add(_CONVOLVE, source, target, **fields, weight=weight)
+        return
+    read, made = (rows.live.shape[2] // groups for rows in (source, target))
+    address = plan.address(weight)
+    assert address is not None
+    for k in range(groups):  # by weights whose first is that of the channel 0, which the group may not have
+        own = address - k * read * weight.element_size()
+        few = source.among(slice(k * read, (k + 1) * read)), target.among(slice(k * made, (k + 1) * made))
+        plan.add(_CONVOLVE, *few, **fields, weight=own)
 
 
 def _origins(edge: Edge, way: Way, source: Rows, target: Rows) -> dict[str, NDArray[Any] | None]:

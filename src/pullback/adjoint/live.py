@@ -6,7 +6,7 @@ A gate that is shut on either side of a value takes an entry out. What is left a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -64,16 +64,20 @@ class Rows:
         channel = (np.flatnonzero(live) % channels).astype(np.uint16)
         return cls(live, bounds[:-1], bounds[1:], channel, memory, len(channel))
 
+    def among(self, channels: slice) -> Rows:
+        """Some of the channels, which lie side by side, in the same memory and under their old numbers."""
+        flat = self.live.reshape(len(self.begin), -1)
+        begin = self.begin + np.count_nonzero(flat[:, : channels.start], 1).astype(np.int32)
+        end = begin + np.count_nonzero(flat[:, channels], 1).astype(np.int32)
+        return replace(self, live=self.live[..., channels], begin=begin, end=end)
+
     def part(self, place: Place) -> Rows:
-        """Some of the positions and channels, in the same memory. Channels that are taken must lie side by side."""
+        """Some of the positions, and some of the channels, which lie side by side, in the same memory."""
         rows, columns, channels = place
-        shape = self.live.shape
-        begin, end = (a.reshape(shape[:2])[rows, columns].reshape(-1) for a in (self.begin, self.end))
-        live = self.live[rows, columns].reshape(len(begin), -1)
-        begin = begin + np.count_nonzero(live[:, : channels.start], 1).astype(np.int32)
-        end = begin + np.count_nonzero(live[:, channels], 1).astype(np.int32)
-        channel = self.channel - np.uint16(channels.start)
-        return Rows(self.live[place], begin, end, channel, self.memory, self.rows)
+        shape = self.live.shape[:2]
+        begin, end = (a.reshape(shape)[rows, columns].reshape(-1) for a in (self.begin, self.end))
+        found = replace(self, live=self.live[rows, columns], begin=begin, end=end).among(channels)
+        return replace(found, channel=self.channel - np.uint16(channels.start))
 
     def within(self, place: Place, live: Support) -> Rows:
         """The same rows as part of a whole whose other entries are not live: `live`, (H, W, C)."""
