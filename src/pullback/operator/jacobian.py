@@ -43,14 +43,15 @@ class Jacobian(LinearMap):
 
     function: maps a batch (N, *in_shape) to (N, *out_shape), sample by sample.
     x: the point, (*in_shape), real; results come in its dtype and on its device, without a graph.
-    chunk: cotangents per backward pass; 1 is the plain loop. None: the largest of 1, 2, 4, 8 within `memory`, settled at
-        the first product with several cotangents.
+    chunk: cotangents per backward pass; 1 is the plain loop. None: the largest power of two within `memory`, up to 64 with a
+        program and up to 8 without, settled at the first product with several cotangents.
     memory: budget in bytes or as a text ("2GB"); None is a quarter of what is free. An explicit `chunk` wins.
     precision: "bfloat16" for products in that precision, where the hardware has it and the function has a program; `rounding`
         then holds the relative error of one random VJP. None: that of x.
     lower: what lowers the function at x to an adjoint program, where it knows how (`Encoder.jacobian` gives one).
 
-    Cost with a program: one run here, and none afterwards. Cost without: one run of `function` here and one, on `chunk`
+    Cost with a program: one run here, and none afterwards; from eight rows on, products of a network on the CPU leave out what
+    shut gates make zero, if there is a C compiler to make their kernels with. Cost without: one run of `function` here and one, on `chunk`
     copies of x, at the first product with several cotangents (with chunk=None one for each of 2, 4, 8 copies that a product
     calls for); no further run, however many products follow (`forwards` counts). `close()`, or leaving a `with` block,
     frees what the runs keep, and the next product runs the function again. Without a program, a last chunk that is not full
