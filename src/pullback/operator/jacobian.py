@@ -51,11 +51,11 @@ class Jacobian(LinearMap):
     lower: what lowers the function at x to an adjoint program, where it knows how (`Encoder.jacobian` gives one).
 
     Cost with a program: one run here, and none afterwards; from eight rows on, products of a network on the CPU leave out what
-    shut gates make zero, if there is a C compiler to make their kernels with. Cost without: one run of `function` here and one, on `chunk`
-    copies of x, at the first product with several cotangents (with chunk=None one for each of 2, 4, 8 copies that a product
-    calls for); no further run, however many products follow (`forwards` counts). `close()`, or leaving a `with` block,
-    frees what the runs keep, and the next product runs the function again. Without a program, a last chunk that is not full
-    is padded with zeros, so that its numbers have the bits of a full one.
+    shut gates make zero, if there is a C compiler to make their kernels with. Cost without a program: one run of `function`
+    here and one, on `chunk` copies of x, at the first product with several cotangents (with chunk=None one for each of 2, 4, 8
+    copies that a product calls for); no further run, however many products follow (`forwards` counts). `close()`, or leaving a
+    `with` block, frees what the runs keep, and the next product runs the function again. Without a program, a last chunk that
+    is not full is padded with zeros, so that its numbers have the bits of a full one.
 
     Raises OptionError (shape, complex numbers, chunk, memory), EncoderError (the function gives no such output),
     NumericsError (no way to `mv`).
