@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import logging
 import os
@@ -27,6 +28,7 @@ from pullback.adjoint.live import Rows, live_entries, operations
 from pullback.adjoint.nearby import nearby
 from pullback.adjoint.schedule import WAYS, Way, stretches
 from pullback.encoders import Encoder
+from pullback.errors import OptionError
 
 SHAPE = (3, 9, 7)
 
@@ -148,6 +150,7 @@ def test_a_column_depends_on_nothing_beside_it() -> None:
     w = a_point(3 * columns(torch.float64) + 3, 12, 5, 3, seed=1)
     together = program.pull(w)
     assert torch.equal(together[:FEWEST], program.pull(w[:FEWEST]))
+    assert torch.equal(together, program.pull(w, FEWEST))  # the last chunk has fewer
     others = torch.cat([w[:1], 1e9 * w[1:FEWEST].flip(0)])
     assert torch.equal(program.pull(others)[0], together[0])
     torch.set_num_threads(3)
@@ -179,6 +182,81 @@ def test_rows_that_are_asked_for_are_the_dense_ones(data: st.DataObject) -> None
             w = w[:1].expand(count, -1, -1, -1)
     pulled = program.pull(w, data.draw(st.sampled_from([None, 7, 9, 64])))
     assert torch.allclose(pulled.flatten(1), w.flatten(1) @ expected, rtol=0, atol=1e-12 * float(expected.norm()))
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 1), (3, 1, 12), (3, 2, 2)])
+def test_axes_of_one_position_may_have_any_stride(shape: tuple[int, ...]) -> None:
+    kernel = tuple(min(n, 2) for n in shape[1:])
+    net = drawn(nn.Sequential(nn.Conv2d(3, 9, kernel, padding=1), nn.ReLU(), nn.Conv2d(9, 12, kernel), nn.ReLU()))
+    net = net if 1 not in shape else drawn(nn.Sequential(nn.Conv2d(3, 9, kernel), nn.ReLU()))
+    x = a_point(*shape)
+    program, expected = lower(net, x), dense(net, x)
+    channels, height, width = program.value.shape
+    w = a_point(FEWEST + 1, height * width, channels, seed=2).mT.unflatten(2, (height, width))
+    wild = [1, 1, 1, 1]
+    for axis, n in enumerate(w.shape):
+        wild[axis] = w.stride(axis) if n > 1 else 10**6
+    for laid in (w, w.as_strided(w.shape, wild)):
+        assert torch.allclose(program.pull(laid).flatten(1), w.flatten(1) @ expected, rtol=0, atol=1e-11)
+
+
+def test_what_lies_in_memory_under_another_sign_or_type() -> None:
+    net = drawn(nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU(), nn.Conv2d(9, 12, 3), nn.ReLU()))
+    x = a_point(*SHAPE)
+    program, expected = lower(net, x), dense(net, x)
+    w = torch.complex(a_point(9, 12, 5, 3), a_point(9, 12, 5, 3, seed=1)).conj().imag
+    assert w.is_neg()
+    assert torch.allclose(program.pull(w).flatten(1), w.clone().flatten(1) @ expected, rtol=0, atol=1e-11)
+    pulled = program.pull(w.float())
+    assert pulled.dtype == torch.float32
+    assert torch.allclose(pulled.flatten(1).double(), w.clone().flatten(1) @ expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [3, 9])
+def test_rows_of_another_shape_or_device_are_refused(rows: int) -> None:
+    program = lower(drawn(nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU())), a_point(*SHAPE))
+    with pytest.raises(OptionError, match=r"rows of shape .*12, 5, 3.* where \(K, \*\(9, 7, 5\)\)"):
+        program.pull(a_point(rows, 12, 5, 3))
+    with pytest.raises(OptionError, match="on meta"):
+        program.push(a_point(rows, *SHAPE).to("meta"))
+
+
+def test_large_kernels_are_left_to_dense_convolutions() -> None:
+    net = drawn(
+        nn.Sequential(nn.Conv2d(3, 9, (1, 3)), nn.ReLU(), nn.Conv2d(9, 9, (3, 200), padding=(1, 100)), nn.ReLU())
+    )
+    program = lower(net, a_point(*SHAPE))
+    assert steps(gated(program), 2) == 1
+    assert_both_products_are_dense(program, dense(net, a_point(*SHAPE)))
+
+
+def test_a_program_can_be_copied_after_a_product() -> None:
+    """Addresses are not copied: a copy plans anew."""
+    program = lower(drawn(nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU())), a_point(*SHAPE))
+    w = a_point(9, *program.value.shape)
+    before = program.pull(w)
+    assert torch.equal(copy.copy(program).pull(w), before)
+    assert copy.deepcopy(program).live_operations("pull") == 0 < program.live_operations("pull")
+
+
+def test_nobody_is_served_by_what_is_not_yet_found_right() -> None:
+    program = lower(drawn(nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU())), a_point(*SHAPE))
+    w = a_point(9, *program.value.shape)
+    expected = program.pull(w[:3])
+
+    def interrupted(tried: Program, asked: str) -> bool:
+        assert asked == "live pull"
+        assert torch.equal(program.pull(w[:3]), expected)
+        raise KeyboardInterrupt
+
+    program.trust = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        program.pull(w)
+    asked = []
+    program.trust = lambda tried, way: bool(asked.append(way))  # not right
+    assert torch.equal(program.pull(w)[:3], program.pull(w[:3]))
+    program.pull(w)
+    assert asked == ["live pull"]
 
 
 def test_only_live_entries_have_rows() -> None:
@@ -327,12 +405,15 @@ def test_the_compiler_runs_once_and_leaves_one_whole_file(afresh: Path) -> None:
     check_products()
 
 
-def test_a_damaged_library_is_made_again(afresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("left", [0, 100, 4096, -1, "zeros at the end"])
+def test_a_damaged_library_is_made_again(left: int | str, afresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading a library that is cut off would end the process."""
     assert compiled.kernels(torch.float64) is not None
     (made,) = afresh.iterdir()
     damaged = afresh / "elsewhere" / made.name
     damaged.parent.mkdir()
-    damaged.write_bytes(made.read_bytes()[:100])
+    content = made.read_bytes()
+    damaged.write_bytes(content[:left] if isinstance(left, int) else content[:9000] + bytes(len(content) - 9000))
     monkeypatch.setenv("PULLBACK_CACHE", str(damaged.parent))
     compiled.kernels.cache_clear()
     assert compiled.kernels(torch.float64) is not None
@@ -340,34 +421,59 @@ def test_a_damaged_library_is_made_again(afresh: Path, monkeypatch: pytest.Monke
     check_products()
 
 
-@pytest.mark.parametrize("trouble", ["none found", "fails", "not there"])
+def a_compiler(folder: Path, name: str, script: str) -> Path:
+    made = folder / name
+    made.write_text(script)
+    made.chmod(0o755)
+    return made
+
+
+@pytest.mark.parametrize("compilers", [(), ("cc",), ("cc", "gcc", "clang")])
 def test_without_a_compiler_products_are_dense(
-    trouble: str, afresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    compilers: tuple[str, ...],
+    afresh: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    if trouble == "none found":
-        monkeypatch.setenv("PATH", str(afresh))
-        monkeypatch.delenv("CC", raising=False)
-    elif trouble == "fails":
-        broken = afresh / "broken"
-        broken.write_text("#!/bin/sh\necho 'no such flag' >&2\nexit 3\n")
-        broken.chmod(0o755)
-        monkeypatch.setenv("CC", str(broken))
-    else:
-        gone = afresh / "gone"
-        gone.write_text("#!/nowhere\n")
-        gone.chmod(0o755)
-        monkeypatch.setenv("CC", str(gone))
+    """None on the path; or such as fail, with words that are no UTF-8."""
+    path = tmp_path_factory.mktemp("path")
+    for name in compilers:
+        a_compiler(path, name, "#!/bin/sh\nprintf '\\351 no such flag' >&2\nexit 3\n")
+    monkeypatch.setenv("PATH", str(path))
+    monkeypatch.delenv("CC", raising=False)
     with caplog.at_level(logging.INFO, "pullback"):
         check_products()
-    assert ("no C compiler" in caplog.text) or ("could not be compiled" in caplog.text)
-    assert not [p for p in afresh.iterdir() if p.name not in ("broken", "gone")]
+    assert "products run dense, for want of a C compiler" in caplog.text
+    assert ("no such flag" in caplog.text) == bool(compilers)
+    assert not list(afresh.iterdir())
 
 
-def test_a_folder_that_cannot_be_written_is_no_obstacle(afresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (afresh / "file").write_text("in the way")
-    monkeypatch.setenv("PULLBACK_CACHE", str(afresh / "file" / "below"))
+@pytest.mark.parametrize("given", [" ", '"gcc', "no-such-compiler", "false", "env cc", "cc -O1"])
+def test_a_compiler_of_ones_own(given: str, afresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its arguments; where it fails or makes no sense, the system's."""
+    monkeypatch.setenv("CC", given)
     assert compiled.kernels(torch.float64) is not None
     check_products()
+    assert len(list(afresh.iterdir())) == 1
+
+
+@pytest.mark.parametrize("folder", ["file/below", "open to all", ".", "~nobody-of-this-name/cache"])
+def test_folders_that_cannot_serve_are_no_obstacle(
+    folder: str, afresh: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (afresh / "file").write_text("in the way")
+    (afresh / "open to all").mkdir()
+    (afresh / "open to all").chmod(0o777)
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.chdir(afresh)
+    monkeypatch.setenv("PULLBACK_CACHE", folder if folder[0] in ".~" else str(afresh / folder))
+    assert compiled.kernels(torch.float64) is not None
+    check_products()
+    assert not list(temporary.iterdir())
+    assert not list((afresh / "open to all").iterdir())
+    assert len(list(afresh.glob("*.so"))) == (folder == ".")
 
 
 def test_half_precision_has_no_kernels() -> None:

@@ -58,3 +58,17 @@ import sys
 assert sys.modules["torchvision.ops.roi_align"].is_compile_supported is torch._dynamo.utils.is_compile_supported
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_whatever_else_is_asked_of_the_compiler_loads_it() -> None:
+    program = """
+import torch
+from pullback.encoders import torchvision_ops
+with torchvision_ops._compiler_put_off():
+    from torch._dynamo import disable
+    assert torch.compiler.disable(lambda x: x + 1)(1) == 2
+    import torch._dynamo.config
+import torch._dynamo
+assert disable is torch._dynamo.disable
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -9,13 +9,18 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import platformdirs
 import torch
+
+from pullback.images import write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +29,7 @@ _FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fPIC", "-shared", "-pthread"
 _FOR_THIS_MACHINE = ("-march=native", "-mcpu=native", "")  # the first that the compiler takes
 _REALS = {torch.float32: "float", torch.float64: "double"}
 _SECONDS = 120
+_DIGEST = hashlib.sha256().digest_size
 
 Address = ctypes.c_void_p
 _Number = ctypes.c_int64
@@ -56,68 +62,103 @@ class Outside(ctypes.Structure):
 
 @cache
 def kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The compiled kernels for numbers of this type; None where there are none: no compiler, or another type.
+    """The compiled kernels for numbers of this type; None where there are none: another type, no compiler, not POSIX.
 
-    The compiler is $CC, or cc, gcc or clang. The folder is $PULLBACK_CACHE, or the one that this system has for caches.
+    The compiler is $CC, with its arguments, or cc, gcc or clang, whichever first succeeds. The folder is $PULLBACK_CACHE, or
+    the one that this system has for caches; where it cannot be written, or others could write there, the kernels are made for
+    this process alone.
     """
     real = _REALS.get(dtype)
-    found = shutil.which(shlex.split(os.environ["CC"])[0]) if os.environ.get("CC") else None
-    compiler = found or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if real is None or compiler is None or os.name != "posix":
-        _log.info("no C compiler for the kernels of gated products: products run dense")
+    if real is None or os.name != "posix":
         return None
-    try:
+    reasons = []
+    for command in _compilers():
         try:
-            library = ctypes.CDLL(str(_compiled(compiler, real)))
-        except OSError:  # the file that is kept is damaged
-            library = ctypes.CDLL(str(_compiled(compiler, real, anew=True)))
-    except (OSError, subprocess.SubprocessError) as error:
-        _log.info("the kernels of gated products could not be compiled, so products run dense: %s", error)
-        return None
-    library.run.argtypes = (
-        ctypes.POINTER(Step), _Number, Address, ctypes.POINTER(Outside), ctypes.c_int, Address,
-    )  # fmt: skip
-    library.widen.argtypes = (Address, _Number)
-    library.run.restype = library.widen.restype = None
-    return library
+            library = _library(command, real)
+            library.run.argtypes = (
+                ctypes.POINTER(Step), _Number, Address, ctypes.POINTER(Outside), ctypes.c_int, Address,
+            )  # fmt: skip
+            library.widen.argtypes = (Address, _Number)
+            library.run.restype = library.widen.restype = None
+        except (OSError, ValueError, AttributeError, subprocess.SubprocessError) as error:
+            reasons.append(f"{shlex.join(command)}: {error}")
+        else:
+            return library
+    _log.info("products run dense, for want of a C compiler: %s", "; ".join(reasons) or "none was found")
+    return None
 
 
-def _compiled(compiler: str, real: str, anew: bool = False) -> Path:
-    """The library's file, made where it is missing, or `anew`."""
-    said = (_SOURCE.read_bytes(), compiler, real, _FLAGS, platform.machine(), _processor())
-    name = f"gated-{real}-{hashlib.sha256(repr(said).encode()).hexdigest()[:24]}.so"
+def _compilers() -> Iterator[list[str]]:
+    try:
+        given = shlex.split(os.environ.get("CC", ""))
+    except ValueError:  # no closing quotation
+        given = []
+    for command in (given, ["cc"], ["gcc"], ["clang"]):
+        found = shutil.which(command[0]) if command else None
+        if found is not None:
+            yield [found, *command[1:]]
+
+
+def _library(command: list[str], real: str) -> ctypes.CDLL:
+    said = (_SOURCE.read_bytes(), command, real, _FLAGS, platform.machine(), _processor())
+    kept = _folder()
+    path = kept and kept / f"gated-{real}-{hashlib.sha256(repr(said).encode()).hexdigest()[:24]}.so"
+    if path is not None and _is_whole(path):
+        with suppress(OSError):  # from some folders nothing may be run
+            return ctypes.CDLL(str(path))
+    with tempfile.TemporaryDirectory(prefix="pullback-") as folder:  # what is loaded stays loaded when its file is gone
+        made = Path(folder) / "made.so"
+        _compile(command, real, made)
+        library = ctypes.CDLL(str(made))
+        if path is not None:
+            content = made.read_bytes()
+            with suppress(OSError):
+                write_whole(path, content + hashlib.sha256(content).digest())
+        return library
+
+
+def _folder() -> Path | None:
+    """The cache folder, if it is ours and not for everybody to write in."""
     given = os.environ.get("PULLBACK_CACHE")
-    folder = (Path(given) if given else platformdirs.user_cache_path("pullback", appauthor=False)).expanduser()
-    if (folder / name).is_file() and not anew:
-        return folder / name
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=".compiling-", dir=folder))
-    except OSError:  # not to be written: for this process alone
-        folder = beside = Path(tempfile.mkdtemp(prefix="pullback-"))
-    try:
-        _compile(compiler, real, beside / "made.so")
-        (beside / "made.so").replace(folder / name)  # whole or not at all
-    finally:
-        if beside != folder:
-            shutil.rmtree(beside, ignore_errors=True)
-    return folder / name
+        folder = Path(given).expanduser() if given else platformdirs.user_cache_path("pullback", appauthor=False)
+        folder = folder.resolve()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder if _is_ours(folder) else None
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        return None
 
 
-def _compile(compiler: str, real: str, target: Path) -> None:
+def _is_ours(path: Path) -> bool:
+    status = path.stat()
+    return status.st_uid in (os.geteuid(), 0) and not status.st_mode & stat.S_IWOTH
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the file is ours and ends with the digest of the rest: a library that is cut off would end the process."""
+    try:
+        content = path.read_bytes() if _is_ours(path) else b""
+    except OSError:
+        return False
+    return len(content) > _DIGEST and hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]
+
+
+def _compile(command: list[str], real: str, target: Path) -> None:
     for machine in _FOR_THIS_MACHINE:
-        command = [compiler, *_FLAGS, *filter(None, [machine]), f"-DREAL={real}", str(_SOURCE), "-o", str(target)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        whole = [*command, *_FLAGS, *filter(None, [machine]), f"-DREAL={real}", str(_SOURCE), "-o", str(target)]
+        done = subprocess.run(
+            whole, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, check=False, errors="replace"
+        )
         if done.returncode == 0:
             return
-    raise OSError(f"{compiler} ended with {done.returncode}: {done.stderr.strip()[:300]}")
+    raise OSError(f"ended with {done.returncode}: {done.stderr.strip()[:300]}")
 
 
 def _processor() -> str:
-    """What decides which instructions `native` stands for."""
+    """What decides which instructions `native` stands for; the machine's name where the system does not tell."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
-        return platform.processor()
+        return platform.node()
     told = ("model name", "flags", "Features", "CPU part")
     return "\n".join(sorted({line for line in lines if line.startswith(told)}))

@@ -11,6 +11,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 typedef REAL vec __attribute__((vector_size(64)));
 #define LANES ((int)(64 / sizeof(REAL)))
@@ -115,8 +116,8 @@ INLINE void convolve(const Step *s, const vec *source, vec *target, int from, in
 
 /* Whole groups of channels are summed, live in the target or not: the rows of a source lie side by side. */
 INLINE void depthwise(const Step *s, const vec *source, vec *target, int from, int until) {
-  const int most = 4; /* groups whose sums stay in the nearest cache */
-  vec sum[4 * GROUP];
+  enum { most = 4 }; /* groups whose sums stay in the nearest cache */
+  vec sum[most * GROUP];
   for (int p = from; p < until; p++) {
     int r = s->target_begin[p];
     for (int group = 0; group < s->groups && r < s->target_end[p]; group += most) {
@@ -161,11 +162,14 @@ INLINE void load(const Step *s, const Outside *o, vec *target, int from, int unt
     memcpy(next, s->target_begin + p, count * sizeof(int));
     for (int c = 0; c < s->source_channels; c++) {
       rows_of(c, count, s->target_end + p, s->target_channel, target, next, t);
-      for (int k = 0; k < LANES; k++) {
+      for (int k = 0; k < o->columns; k++) {
         const REAL *g = o->given + k * o->given_column + c * o->given_channel + p * o->given_position;
         for (int i = 0; i < count; i++)
-          if (t[i]) t[i][k] = k < o->columns ? g[i * o->given_position] : 0;
+          if (t[i]) t[i][k] = g[i * o->given_position];
       }
+      for (int k = o->columns; k < LANES; k++)
+        for (int i = 0; i < count; i++)
+          if (t[i]) t[i][k] = 0;
     }
   }
 }
@@ -207,8 +211,12 @@ static void meet(Run *run) {
     atomic_fetch_add(&run->round, 1);
     return;
   }
-  for (int spins = 0; atomic_load(&run->round) == round; spins++)
-    if (spins > 1000) sched_yield();
+  for (int spins = 0; atomic_load(&run->round) == round; spins++) {
+    if (spins > 10000)
+      usleep(20); /* another has lost its core */
+    else if (spins > 1000)
+      sched_yield();
+  }
 }
 
 static void *take_part(void *argument) {

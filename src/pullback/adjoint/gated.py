@@ -32,7 +32,7 @@ from pullback.adjoint.live import (
     shown_by,
     takes_out,
 )
-from pullback.adjoint.maps import Identity, Part, Piece, Scale, Shape, empty, laid_out
+from pullback.adjoint.maps import Identity, Part, Piece, Scale, Shape, empty
 from pullback.adjoint.nearby import nearby
 from pullback.adjoint.pooling import MaxPool
 from pullback.adjoint.schedule import Edge, Segment, Way, read_and_made, scheduled, stretches
@@ -44,6 +44,8 @@ _WORTH = 0.75
 """Of the operations, live ones; where more are left, dense convolutions are as quick."""
 _VECTOR = 64  # bytes
 _GROUP = 64  # as in gated.c
+_TAPS = 128
+"""Of a kernel; the lists of larger ones cost more than they save."""
 _GROUPS = 64
 """Groups of a convolution, each a step of its own; of more, dense convolutions are as quick."""
 _HANDY = 320 * 2**10
@@ -82,8 +84,8 @@ def gates(edge: Edge) -> bool:
     if any(len(shape) != 4 or shape[0] != 1 or shape[1] >= 2**16 for shape in (edge.inner_shape, edge.outer_shape)):
         return False
     match edge.map:
-        case Convolution() as c:
-            return c.geometry.planar and (c.depthwise or c.geometry.groups <= _GROUPS)
+        case Convolution(weight=weight, geometry=g) as c:
+            return g.planar and (c.depthwise or g.groups <= _GROUPS) and prod(weight.shape[2:]) <= _TAPS
         case Scale() | Identity() | MaxPool():
             return True
         case Part() | Piece():
@@ -150,7 +152,7 @@ class _Plan:
 class Gated:
     """A stretch of a schedule, from one single value to another, on live entries.
 
-    batch: rows that it takes at a time. peak, end: as of `Segment`. operations: about how many each row takes.
+    batch: rows that it takes at a time. operations: about how many each row costs.
     """
 
     def __init__(self, edges: Sequence[Edge], way: Way, live: dict[Point, Support], dtype: torch.dtype) -> None:
@@ -178,16 +180,16 @@ class Gated:
         self.arena = plan.placed()
         self._steps, self._kept = (Step * len(plan.steps))(*plan.steps), plan.kept
         self.batch = columns(dtype)
-        self.peak, self.end = self.arena + prod(self.shape), prod(self.shape)
         self._spare: list[Tensor] = []
 
     def carry(self, rows: Tensor, made: Tensor | None = None) -> Tensor:
         """The value at the end (K, *shape) for `rows` (K, 1, C, H, W) at the beginning, at most `batch` of them.
 
-        made: dense memory for it, if there is any.
+        rows: in the type of the program. made: dense memory for the result, if there is any.
         """
-        if rows.stride(3) != rows.shape[4] * rows.stride(4):
-            rows = laid_out(rows.flatten(0, 1))[:, None]
+        rows = rows.resolve_neg()
+        if not _evenly_laid(rows):
+            rows = rows.contiguous()
         made = empty(rows, self.shape) if made is None else made
         library = kernels(self.dtype)
         assert library is not None
@@ -195,23 +197,34 @@ class Gated:
         try:
             arena = self._spare.pop()
         except IndexError:
-            arena = torch.empty(self.arena * self.batch + self.batch, dtype=self.dtype, device="cpu")
+            arena = torch.empty((self.arena + 1) * self.batch, dtype=self.dtype, device="cpu")
             library.widen(arena.data_ptr(), arena.nbytes)
         start = arena.data_ptr() + -arena.data_ptr() % _VECTOR
-        next_ = (ctypes.c_int * len(self._steps))()
         count = len(self._steps)
-        library.run(self._steps, count, start, ctypes.byref(outside), torch.get_num_threads(), next_)
+        taken = (ctypes.c_int * count)()
+        library.run(self._steps, count, start, ctypes.byref(outside), torch.get_num_threads(), taken)
         self._spare.append(arena)
         return made
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of what the steps point at, lists and weights that other images share included."""
+        return sum(array.nbytes for array in self._kept)
 
     def rest(self) -> None:
         """Give working memory back."""
         self._spare.clear()
 
 
+def _evenly_laid(rows: Tensor) -> bool:
+    """Whether one step of memory leads from each position to the next, row by row."""
+    height, width = rows.shape[3:]
+    return height == 1 or width == 1 or rows.stride(3) == width * rows.stride(4)
+
+
 def _strides(rows: Tensor) -> tuple[int, int, int]:
-    """Of columns, channels and positions."""
-    return rows.stride(0), rows.stride(2), rows.stride(4)
+    """Of columns, channels and positions; an axis of one position may have any."""
+    return rows.stride(0), rows.stride(2), rows.stride(4 if rows.shape[4] > 1 else 3)
 
 
 def _product(plan: _Plan, edge: Edge, way: Way, source: Rows, target: Rows, add: bool) -> None:
@@ -293,7 +306,8 @@ def _before(rows: Rows) -> NDArray[np.int32]:
 def _moved(map: Part | Piece, way: Way, source: Shape, target: Shape) -> NDArray[np.int64]:
     """For each entry of the target (H, W, C) the number of the source's; -1 where there is none."""
     numbers = np.arange(prod(source)).reshape(source)
-    place = place_of(map) or (slice(0),) * 3
+    place = place_of(map)
+    assert place is not None
     if takes_out(map, way):
         return numbers[place].reshape(-1)
     made = np.full(target, -1)

@@ -44,9 +44,10 @@ def takes_out(map: Part | Piece, way: Way) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The live entries of a value in memory. live: (H, W, C). begin, end: rows of each position. channel: of each row of the
+    """The live entries of a value, and the rows of memory that hold them.
 
-    memory that it lies in, whose number is `memory`; `rows`: how many those are.
+    live: (H, W, C). begin, end: (H * W), the rows of each position, end not included. memory: the number of the memory that it
+    lies in. rows: how many that has. channel: of each of those.
     """
 
     live: Support
@@ -169,18 +170,23 @@ def open_entries(pool: MaxPool) -> NDArray[np.bool_]:
 def shown_by(map: Map, way: Way, source: Rows, live: Support, outer: Shape) -> Rows | None:
     """The rows of the source itself, where they are all that the product shows."""
     match map:
-        case Scale():
-            factor = entries(map.factor, outer)
-            found = source if bool(((factor == 0) | (factor == 1)).all()) else None
-        case Part() | Piece():
-            place = place_of(map) or (slice(0),) * 3
-            if takes_out(map, way):
-                found = source.part(place) if place[2].step == 1 else None
-            else:
-                found = source.within(place, live) if place[2].step == 1 else None
-                return found if np.array_equal(live[place], source.live) and live.sum() == source.live.sum() else None
         case Identity():
             found = source
+        case Scale():
+            factor = entries(map.factor, outer)
+            if not ((factor == 0) | (factor == 1)).all():
+                return None
+            found = source
+        case Part() | Piece():
+            place = place_of(map)
+            if place is None or place[2].step != 1:
+                return None
+            if not takes_out(map, way):
+                alike = np.array_equal(live[place], source.live) and np.count_nonzero(live) == np.count_nonzero(
+                    source.live
+                )
+                return source.within(place, live) if alike else None
+            found = source.part(place)
         case _:
-            found = None
-    return found if found is not None and np.array_equal(found.live, live) else None
+            return None
+    return found if np.array_equal(found.live, live) else None

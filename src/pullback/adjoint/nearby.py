@@ -12,9 +12,10 @@ from pullback.adjoint.schedule import Way
 
 
 def nearby(g: Geometry, kernel: Shape, way: Way, packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
-    """near (positions + 1) and from, int32, and tap, int16: position p of the result reads positions from[e] by taps tap[e] of the
+    """Lists near (positions + 1) and from, int32, and tap, int16, kept in `packed`.
 
-    kernel, e = near[p] .. near[p + 1] - 1, position and tap counted row by row. Kept in `packed`.
+    Position p of the result reads positions from[e] by taps tap[e] of the kernel, for e = near[p] .. near[p + 1] - 1, positions
+    and taps counted row by row. For a pull the kernel is turned over.
     """
     key = ("nearby", way, kernel, g.stride, g.padding, g.dilation, g.inner[2:], g.outer[2:])
     names = [(*key, part) for part in ("near", "from", "tap")]
@@ -34,7 +35,7 @@ def _lists(g: Geometry, kernel: Shape, way: Way) -> tuple[Tensor, Tensor, Tensor
         for y, x, width in zip(rows, columns, (g.outer[3], g.inner[3], kernel[1]), strict=True)
     )
     into, from_, positions = (inner, outer, g.inner) if way == "pull" else (outer, inner, g.outer)
-    if way == "pull":  # by a kernel that is turned over
+    if way == "pull":
         tap = kernel[0] * kernel[1] - 1 - tap
     order = np.argsort(into, kind="stable")
     near = np.zeros(positions[2] * positions[3] + 1, np.int32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from pullback.adjoint.maps import Shape
 from pullback.adjoint.rules import lowered
 from pullback.adjoint.schedule import WAYS, Edge, Segment, Way, scheduled, simplified
 from pullback.adjoint.single import one_channel_each, sharpened
-from pullback.errors import EncoderError
+from pullback.errors import EncoderError, OptionError
 from pullback.graph import Point, Tape, plain_autograd
 
 _log = logging.getLogger(__name__)
@@ -69,9 +70,7 @@ class Program:
         self.trust: Callable[[Program, Asked], bool] = lambda program, asked: True
         self.versions: list[tuple[Tensor, int]] = []  # of the parameters that it was made of
         self._entries = _FITTING // dtype.itemsize if value.device.type == "cpu" else None
-        self._schedules: dict[Way, Sequence[Segment | Gated]] = {
-            way: scheduled(edges, way, self._entries) for way in WAYS
-        }
+        self._schedules: dict[Way, Sequence[Segment]] = {way: scheduled(edges, way, self._entries) for way in WAYS}
         self._single = scheduled(sharpened(edges, end), "pull", self._entries)  # for cotangents of one channel each
         self._gated: dict[Way, Sequence[Segment | Gated] | None] = {}
 
@@ -158,13 +157,13 @@ class Program:
         """
         return self.trust(self, "push")
 
-    @cached_property
+    @property
     def kept_bytes(self) -> int:
         """Bytes of the numbers that belong to this point, each storage counted once."""
         storages = {
             t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for e in self.edges for t in e.map.kept
         }
-        return sum(storages.values())
+        return sum(storages.values()) + sum(segment.kept_bytes for way in WAYS for segment in self._live_segments(way))
 
     def working_bytes(self, way: Way, batch: int) -> int:
         """Bytes that a product on `batch` rows holds at most, beside what is kept."""
@@ -179,31 +178,39 @@ class Program:
         return most * self.dtype.itemsize
 
     def live_operations(self, way: Way) -> int:
-        """About the floating-point operations on live entries that a row of the products so far has taken, and no mode sees."""
-        return sum(segment.operations for segment in self._gated.get(way) or () if isinstance(segment, Gated))
+        """About how many floating-point operations a row costs where the kernels of live entries have served so far."""
+        return sum(segment.operations for segment in self._live_segments(way))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the plans of live entries, which hold addresses: a copy makes its own."""
+        return self.__dict__ | {"_gated": {}}
 
     # ---- running ---------------------------------------------------------------------------------------------------
 
     def _product(self, way: Way, rows: Tensor, shape: Shape, batch: int | None) -> Tensor:
         if any(t._version != version for t, version in self.versions):
             raise EncoderError("the network's parameters have changed since this Jacobian was made: make a new one")
+        expected = tuple(self.value.shape) if way == "pull" else self.in_shape
+        if tuple(rows.shape[1:]) != expected or rows.device != self.value.device:
+            raise OptionError(
+                f"rows of shape {tuple(rows.shape)} on {rows.device}, where (K, *{expected}) on {self.value.device} was expected"
+            )
         if len(rows) == 0:
             return rows.new_zeros(0, *shape)
         with plain_autograd(rows.device), torch.no_grad():
             made = rows.new_empty(len(rows), *shape)
             size = batch or LARGEST_BATCH
+            # One way for all parts, so that a row's bits do not depend on how many are left with it.
+            live = self._on_live_entries(way) if self._fills_vectors(min(len(rows), size)) else None
             for part, into in zip(rows.split(size), made.split(size), strict=True):
                 given = part.clone() if part.is_inference() else part  # which autograd would not take
-                _fill(into[:, None], self._schedule(way, given), given.to(self.dtype)[:, None])
-            for segment in self._gated.get(way) or ():
-                if isinstance(segment, Gated):
-                    segment.rest()
+                schedule = self._dense(way, given) if live is None else live
+                _fill(into[:, None], schedule, given.to(self.dtype)[:, None])
+            for segment in self._live_segments(way):
+                segment.rest()
         return made
 
-    def _schedule(self, way: Way, rows: Tensor) -> Sequence[Segment | Gated]:
-        live = self._on_live_entries(way) if self._fills_vectors(len(rows)) else None
-        if live is not None:
-            return live
+    def _dense(self, way: Way, rows: Tensor) -> Sequence[Segment | Gated]:
         return self._single if way == "pull" and one_channel_each(rows) else self._schedules[way]
 
     def _fills_vectors(self, rows: int) -> bool:
@@ -211,11 +218,18 @@ class Program:
 
     def _on_live_entries(self, way: Way) -> Sequence[Segment | Gated] | None:
         if way not in self._gated:
-            self._gated[way] = mixed(self.edges, way, self._entries, self.dtype)
-            if self._gated[way] is not None and not self.trust(self, _LIVE[way]):
-                _log.warning("%s on live entries differs from the dense one, which serves", way)
-                self._gated[way] = None
+            found = mixed(self.edges, way, self._entries, self.dtype)
+            if found is not None:
+                tried = copy(self)  # nobody else is served by what is not yet found right
+                tried._gated = {way: found}
+                if not self.trust(tried, _LIVE[way]):
+                    _log.warning("%s on live entries differs from the dense one, which serves", way)
+                    found = None
+            self._gated[way] = found
         return self._gated[way]
+
+    def _live_segments(self, way: Way) -> list[Gated]:
+        return [segment for segment in self._gated.get(way) or () if isinstance(segment, Gated)]
 
 
 def _fill(made: Tensor, segments: Sequence[Segment | Gated], rows: Tensor) -> None:
@@ -225,7 +239,7 @@ def _fill(made: Tensor, segments: Sequence[Segment | Gated], rows: Tensor) -> No
     for part, into in zip(rows.split(size), made.split(size), strict=True):
         if rest:
             _fill(into, rest, first.carry(part))
-        elif isinstance(first, Gated):
+        elif isinstance(first, Gated) and into.dtype == first.dtype:
             first.carry(part, into)
         else:
             into.copy_(first.carry(part))

@@ -16,9 +16,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -54,12 +54,26 @@ def import_timm() -> ModuleType:
 def _compiler_put_off() -> Iterator[None]:
     """Within this scope `from torch._dynamo.utils import is_compile_supported` gives a function that imports it when called.
 
-    Nothing is changed where torch's compiler is loaded, or where another thread might ask for it meanwhile.
+    Whatever else is asked of torch's compiler loads it. Nothing is changed where it is loaded already, or where another thread
+    might ask for it meanwhile.
     """
     package, utils = ModuleType("torch._dynamo"), ModuleType("torch._dynamo.utils")
-    utils.is_compile_supported = _is_compile_supported  # type: ignore[attr-defined]
-    package.utils = utils  # type: ignore[attr-defined]
     stand_ins = {module.__name__: module for module in (package, utils)}
+
+    def withdraw() -> None:
+        for name, module in stand_ins.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+
+    def real(module: str, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        withdraw()
+        return getattr(importlib.import_module(module), name)
+
+    utils.is_compile_supported = _is_compile_supported  # type: ignore[attr-defined]
+    for name, module in stand_ins.items():
+        module.__getattr__ = partial(real, name)  # type: ignore[method-assign]
     if any(name in sys.modules for name in stand_ins) or threading.active_count() > 1:
         yield
         return
@@ -67,9 +81,7 @@ def _compiler_put_off() -> Iterator[None]:
     try:
         yield
     finally:
-        for name, module in stand_ins.items():
-            if sys.modules.get(name) is module:
-                del sys.modules[name]
+        withdraw()
 
 
 def _is_compile_supported(device: str) -> bool:

@@ -51,7 +51,8 @@ class Jacobian(LinearMap):
     lower: what lowers the function at x to an adjoint program, where it knows how (`Encoder.jacobian` gives one).
 
     Cost with a program: one run here, and none afterwards; from eight rows on, products of a network on the CPU leave out what
-    shut gates make zero, if there is a C compiler to make their kernels with. Cost without a program: one run of `function`
+    shut gates make zero, if there is a C compiler to make their kernels with (so not a number behind a shut gate is not seen
+    there). Cost without a program: one run of `function`
     here and one, on `chunk` copies of x, at the first product with several cotangents (with chunk=None one for each of 2, 4, 8
     copies that a product calls for); no further run, however many products follow (`forwards` counts). `close()`, or leaving a
     `with` block, frees what the runs keep, and the next product runs the function again. Without a program, a last chunk that
