@@ -24,8 +24,8 @@ typedef REAL vec __attribute__((vector_size(64)));
 
 enum { LOAD, STORE, CONVOLVE, DEPTHWISE, GATHER };
 
-/* One product. Rows of a position p are begin[p] .. end[p] - 1, channel[row] their channels; first: where in the arena a
-   value's rows begin. Fields that a kind of step does not name are null. */
+/* One product. Rows of a position p are begin[p] .. end[p] - 1, channel[row] their channels; source, target: where in the
+   arena the rows of a value begin. Fields that a kind of step does not name are null. */
 typedef struct {
   int64_t kind, add; /* add: to what the target holds already */
   int64_t positions; /* of the target (LOAD, STORE: of the value) */
