@@ -20,9 +20,7 @@ def vjp_discrepancy(program: Program, tape: Tape, start: Point, end: Point, x: T
         leaf = x.detach().clone()[None].requires_grad_()
         out = tape.replay(leaf.clone(), [end], start=start)[0]
         expected = vjp(out, leaf, w[None])
-    gap = float((program.pull(w[None]) - expected).double().norm())
-    norm = float(expected.double().norm())
-    return gap / norm if norm else gap
+    return relative_gap(program.pull(w[None]), expected)
 
 
 def adjoint_discrepancy(program: Program) -> float:
@@ -45,9 +43,12 @@ def discrepancy(program: Program, asked: Asked) -> float:
         (program.pull, tuple(program.value.shape)) if asked == "live pull" else (program.push, program.in_shape)
     )
     w = gaussian(shape, program.value)
-    exact, found = product(w[None])[0].double(), product(w.expand(FEWEST, *shape))[-1].double()
-    norm = float(exact.norm())
-    gap = float((found - exact).norm())
+    return relative_gap(product(w.expand(FEWEST, *shape))[-1], product(w[None])[0])
+
+
+def relative_gap(found: Tensor, exact: Tensor) -> float:
+    """|found - exact| / |exact|, and |found| where there is nothing to be found."""
+    gap, norm = float((found - exact).double().norm()), float(exact.double().norm())
     return gap / norm if norm else gap
 
 

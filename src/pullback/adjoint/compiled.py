@@ -17,10 +17,9 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-import platformdirs
 import torch
 
-from pullback.images import write_whole
+from pullback.images import cache_folder, write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -119,10 +118,8 @@ def _library(command: list[str], real: str) -> ctypes.CDLL:
 
 def _folder() -> Path | None:
     """The cache folder, if it is ours and not for everybody to write in."""
-    given = os.environ.get("PULLBACK_CACHE")
     try:
-        folder = Path(given).expanduser() if given else platformdirs.user_cache_path("pullback", appauthor=False)
-        folder = folder.resolve()
+        folder = cache_folder().expanduser().resolve()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder if _is_ours(folder) else None
     except (OSError, RuntimeError):  # RuntimeError: there is no home

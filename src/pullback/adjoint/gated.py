@@ -61,17 +61,15 @@ def mixed(edges: Sequence[Edge], way: Way, entries: int | None, dtype: torch.dty
     found: list[Segment | Gated] = []
     for known, group in groupby(stretches(edges, way), lambda stretch: all(map(gates, stretch))):
         together = [e for stretch in group for e in stretch]
-        live = live_entries(together, way) if known else None
-        if live is not None and _worth(together, live):
-            found.append(Gated(together, way, live, dtype))
-        else:
-            found += scheduled(together, way, entries)
+        gated = _worth_it(together, way, dtype) if known else None
+        found += scheduled(together, way, entries) if gated is None else [gated]
     return found if any(isinstance(s, Gated) for s in found) else None
 
 
-def _worth(edges: Sequence[Edge], live: dict[Point, Support]) -> bool:
+def _worth_it(edges: Sequence[Edge], way: Way, dtype: torch.dtype) -> Gated | None:
+    live = live_entries(edges, way)
     whole, left = operations(edges, live)
-    return left < _WORTH * whole
+    return Gated(edges, way, live, left, dtype) if left < _WORTH * whole else None
 
 
 def columns(dtype: torch.dtype) -> int:
@@ -155,10 +153,11 @@ class Gated:
     batch: rows that it takes at a time. operations: about how many each row costs.
     """
 
-    def __init__(self, edges: Sequence[Edge], way: Way, live: dict[Point, Support], dtype: torch.dtype) -> None:
+    def __init__(
+        self, edges: Sequence[Edge], way: Way, live: dict[Point, Support], operations: int, dtype: torch.dtype
+    ) -> None:
         """edges: in the order of the product; all are `gates`. live: as `live_entries` says."""
-        self.way, self.dtype = way, dtype
-        self.operations = operations(edges, live)[1]
+        self.operations, self.dtype = operations, dtype
         ends = [read_and_made(e, way) for e in edges]
         shapes = {e.inner: e.inner_shape for e in edges} | {e.outer: e.outer_shape for e in edges}
         self.shape = shapes[ends[-1][1]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pullback.adjoint.agreement import gaussian
+from pullback.adjoint.agreement import gaussian, relative_gap
 from pullback.adjoint.program import Program
 from pullback.errors import OptionError
 
@@ -38,7 +38,4 @@ def check_precision(precision: str | None, device: torch.device) -> torch.dtype 
 def rounding_error(program: Program, rounded: Program) -> float:
     """|rounded.pull(w) - program.pull(w)| / |program.pull(w)| for one Gaussian w."""
     w = gaussian(program.value.shape, program.value)[None]
-    exact = program.pull(w)
-    norm = float(exact.double().norm())
-    gap = float((rounded.pull(w) - exact).double().norm())
-    return gap / norm if norm else gap
+    return relative_gap(rounded.pull(w), program.pull(w))

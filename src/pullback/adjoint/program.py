@@ -210,7 +210,7 @@ class Program:
                 segment.rest()
         return made
 
-    def _dense(self, way: Way, rows: Tensor) -> Sequence[Segment | Gated]:
+    def _dense(self, way: Way, rows: Tensor) -> Sequence[Segment]:
         return self._single if way == "pull" and one_channel_each(rows) else self._schedules[way]
 
     def _fills_vectors(self, rows: int) -> bool:

@@ -1,6 +1,6 @@
 """Pictures and masks from the outside world, checked and upright; scenes drawn by rule; files written whole."""
 
-from pullback.images.files import output_folder, write_together, write_whole
+from pullback.images.files import cache_folder, output_folder, write_together, write_whole
 from pullback.images.listing import find_masks, image_files
 from pullback.images.loading import Loaded, load_image
 from pullback.images.masks import Mask, load_mask
@@ -13,6 +13,7 @@ __all__ = [
     "load_mask",
     "image_files",
     "find_masks",
+    "cache_folder",
     "output_folder",
     "write_whole",
     "write_together",

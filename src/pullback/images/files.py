@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import platformdirs
+
 from pullback.errors import OutputError
 
 _ADVICE = {
@@ -24,6 +26,15 @@ _ADVICE = {
     errno.EISDIR: "a folder stands there, choose another name",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+
+
+def cache_folder() -> Path:
+    """Where what is made once is kept for next time: $PULLBACK_CACHE, or the folder that this system has for caches.
+
+    Neither made nor tried here. Raises RuntimeError where the system names none, for want of a home.
+    """
+    given = os.environ.get("PULLBACK_CACHE")
+    return Path(given) if given else platformdirs.user_cache_path("pullback", appauthor=False)
 
 
 def write_whole(path: str | Path, data: bytes) -> None:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
-import platformdirs
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from pullback.errors import PullbackError
-from pullback.images import write_whole
+from pullback.images import cache_folder, write_whole
 
 _log = logging.getLogger("pullback")
 
@@ -35,7 +33,7 @@ def kept(said: object, make: Callable[[], Tensors]) -> Tensors:
     written, or a file that is not whole or tells of something else, is no obstacle: then they are made again.
     """
     name = hashlib.sha256(repr(said).encode()).hexdigest()
-    path = _folder() / f"{name[:32]}.safetensors"
+    path = cache_folder() / f"{name[:32]}.safetensors"
     with _making:
         if path not in _memory:
             found = _read(path, name)
@@ -48,11 +46,6 @@ def kept(said: object, make: Callable[[], Tensors]) -> Tensors:
                 _memory.popitem(last=False)
         _memory.move_to_end(path)
         return _memory[path]
-
-
-def _folder() -> Path:
-    given = os.environ.get("PULLBACK_CACHE")
-    return Path(given) if given else platformdirs.user_cache_path("pullback", appauthor=False)
 
 
 def _read(path: Path, name: str) -> Tensors | None:
