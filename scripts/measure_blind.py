@@ -31,7 +31,7 @@ from pullback.images import load_image, write_whole
 from pullback.inversion.blind import blind_inverse, recipe_for
 from pullback.inversion.budget import check_budget
 from pullback.inversion.iterative import BOLD, CAREFUL, scattered, spread
-from pullback.inversion.leaky import leaky_rules
+from pullback.inversion.leaky import search_rules
 from pullback.inversion.taught import decoders
 from pullback.measures import correlation
 from pullback.pictures import Display
@@ -143,7 +143,7 @@ def _inverse(encoder: pb.Encoder, image: Tensor, level: int, chosen: argparse.Na
     prior = pb.Prior.natural(preprocessing.mean, preprocessing.std, size)
     features, taught = encoder.features(image, level), chosen.start == "taught"
     target = features.expand(chosen.starts, *features.shape)
-    bold, careful = (encoder.stretch(level, rules=partial(leaky_rules, slope=s)) for s in (BOLD, CAREFUL))
+    bold, careful = (encoder.stretch(level, rules=partial(search_rules, slope=s)) for s in (BOLD, CAREFUL))
     with plain_autograd(encoder.device):
         found = blind_inverse(
             bold,

@@ -196,7 +196,7 @@ def test_a_machine_that_slows_down_ends_the_search_and_it_is_told(
 ) -> None:
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(blind, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    costs = iter([1.0] * 12)  # two trials and ten steps; every later call costs 10
+    costs = iter([1.0] * 12)  # of the first steps; every later one costs 10
 
     def slowing(x: Tensor) -> Tensor:
         clock.now += next(costs, 10.0)
@@ -204,7 +204,7 @@ def test_a_machine_that_slows_down_ends_the_search_and_it_is_told(
 
     target = features_of(net, samples(prior, 1))
     result = blind_inverse(slowing, target, prior, RECIPE, seconds=42.0)
-    assert result.steps == 40 and len(result.history) == 15  # 2 + 10 + 5 x 10 s: the first time beyond 1.25 x 42
+    assert result.steps == 40 and len(result.history) == 17  # 12 + 5 x 10 s: the first time beyond 1.25 x 42
     assert result.misfit < result.history[0]
 
 

@@ -19,7 +19,7 @@ from pullback.inversion import Inverter, Prior
 from pullback.inversion.blind import blind_inverse, recipe_for
 from pullback.inversion.inverter import STARTS
 from pullback.inversion.iterative import BOLD, CAREFUL
-from pullback.inversion.leaky import leaky_rules
+from pullback.inversion.leaky import leaky_rules, search_rules
 from pullback.inversion.taught import decoders
 from pullback.inversion.wiener import WienerSolver
 
@@ -205,7 +205,7 @@ def test_the_null_of_the_blind_inverse_is_that_of_zero_features(
     zero = torch.zeros_like(features)[None]
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
     alone = blind_inverse(
-        encoder.stretch(level, rules=partial(leaky_rules, slope=picture.figures["leak"])),
+        encoder.stretch(level, rules=partial(search_rules, slope=picture.figures["leak"])),
         zero,
         prior,
         recipe_for(2**level, taught=start == "taught"),

@@ -3,6 +3,7 @@
 from pullback.adjoint.agreement import adjoint_discrepancy, discrepancy, vjp_discrepancy
 from pullback.adjoint.convolution import Packed
 from pullback.adjoint.precision import PRECISIONS, check_precision, has_bfloat16, rounding_error
+from pullback.adjoint.primal import primal_rules
 from pullback.adjoint.program import LARGEST_BATCH, Asked, Program, Unsupported
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "check_precision",
     "discrepancy",
     "has_bfloat16",
+    "primal_rules",
     "rounding_error",
     "vjp_discrepancy",
 ]

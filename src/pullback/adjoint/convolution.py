@@ -19,11 +19,8 @@ from pullback.adjoint.maps import Map, Scale, Shape, empty, laid_out
 aten = torch.ops.aten
 
 Packed = MutableMapping[Any, Tensor]
-_add_conv2d: Any = (
-    torch.ops.mkldnn._convolution_pointwise_.binary
-    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
-    else None
-)
+_has_onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
+_add_conv2d: Any = torch.ops.mkldnn._convolution_pointwise_.binary if _has_onednn else None
 _FEW = 16  # channels: one vector of float32, which phases of so few fill
 
 
@@ -54,6 +51,8 @@ class Convolution(Map):
     """weight: as the operation has it. outer, inner: scales per channel on its output's and its input's side, folded in.
 
     operation: its number in the recording. packed: a store of kernels made ready, shared by all images. dtype: precision.
+    blocked: kernels as oneDNN has them inside, where it serves: worth it for many products on single rows, which otherwise
+    spend most of their time on rearranging them (512 to 512 channels on 5 x 5 positions: 0.5 ms instead of 1.3).
     """
 
     weight: Tensor
@@ -63,14 +62,24 @@ class Convolution(Map):
     dtype: torch.dtype
     outer: Scale | None = None
     inner: Scale | None = None
+    blocked: bool = False
+
+    def run(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The convolution itself, scales included, and then the bias (O,): x (N, I, ...) to (N, O, ...)."""
+        g = self.geometry
+        rows = laid_out(x)
+        if not g.planar:
+            made: Tensor = aten.convolution.default(rows, self._ready("native"), bias, *g.arguments)
+            return made
+        return _conv2d(rows, self._ready("native", blocked=True), bias, g.stride, g.padding, g)
 
     def pull(self, w: Tensor, own: bool) -> Tensor:
         g = self.geometry
         rows = laid_out(w.flatten(0, 1))
         way = _way(self.weight, g)
-        kernel = self._ready(way)
+        kernel = self._ready(way, blocked=way == "flipped")
         if way == "flipped":
-            pulled = F.conv2d(rows, kernel, None, 1, _margin(self.weight, g), g.dilation, g.groups)
+            pulled = _conv2d(rows, kernel, None, (1, 1), _margin(self.weight, g), g)
         elif way == "spread":
             whole = empty(w, g.inner).zero_()
             self.add_pull(whole, w, own)
@@ -91,22 +100,21 @@ class Convolution(Map):
         g = self.geometry
         way = _way(self.weight, g)
         if way == "spread":
-            reached = F.conv2d(laid_out(w.flatten(0, 1)), self._ready(way), None, 1, 0, 1, g.groups)
+            kernel = self._ready(way, blocked=True)
+            reached = _conv2d(laid_out(w.flatten(0, 1)), kernel, None, (1, 1), (0, 0), g)
             total[..., :: g.stride[0], :: g.stride[1]] += reached.unflatten(0, w.shape[:2])
         elif way == "flipped" and _summing(total):
-            _sum_up(total, w, self._ready(way), _margin(self.weight, g), (1, 1), g)
+            _sum_up(total, w, self._ready(way, blocked=True), _margin(self.weight, g), (1, 1), g)
         else:
             super().add_pull(total, w, own)
 
     def push(self, v: Tensor, own: bool) -> Tensor:
-        rows = laid_out(v.flatten(0, 1))
-        pushed: Tensor = aten.convolution.default(rows, self._ready("native"), None, *self.geometry.arguments)
-        return pushed.unflatten(0, v.shape[:2])
+        return self.run(v.flatten(0, 1)).unflatten(0, v.shape[:2])
 
     def add_push(self, total: Tensor, v: Tensor, own: bool) -> None:
         g = self.geometry
         if g.planar and _summing(total):
-            _sum_up(total, v, self._ready("native"), g.padding, g.stride, g)
+            _sum_up(total, v, self._ready("native", blocked=True), g.padding, g.stride, g)
         else:
             super().add_push(total, v, own)
 
@@ -138,18 +146,41 @@ class Convolution(Map):
             return kernel.flatten(1).T.contiguous()
         return kernel.permute(0, 2, 3, 1).flatten(1, 2)
 
+    def kernel(self) -> Tensor:
+        """That of `run`, (O, I/g, ...) with the channels innermost."""
+        return self._ready("native")
+
     def by_channel(self) -> Tensor:
         """The flipped kernel by the channels of the output: (O, taps, I)."""
         return self._ready("by channel")
 
-    def _ready(self, way: str) -> Tensor:
-        """The kernel for a way, with the scales in it, made once and rounded last."""
+    def _ready(self, way: str, *, blocked: bool = False) -> Tensor:
+        """The kernel for a way, with the scales in it, made once and rounded last. blocked: for `_conv2d`, if it may be."""
         scales = tuple(None if s is None else s.source for s in (self.outer, self.inner))
-        key = (self.operation, way, self.dtype, scales)
+        blocked = blocked and self.blocked and _has_onednn and self._served
+        key = (self.operation, way, self.dtype, scales, blocked)
         if key not in self.packed:
             kernel = _PREPARED[way](_folded(self.weight, self.geometry, self.outer, self.inner), self.geometry)
-            self.packed[key] = laid_out(kernel.to(self.dtype))
+            kernel = kernel.to(self.dtype)
+            self.packed[key] = self._in_blocks(kernel, way) if blocked else laid_out(kernel)
         return self.packed[key]
+
+    @property
+    def _served(self) -> bool:
+        return self.geometry.planar and self.dtype == torch.float32 and self.weight.device.type == "cpu"
+
+    def _in_blocks(self, kernel: Tensor, way: str) -> Tensor:
+        g = self.geometry
+        stride, padding, shape = {
+            "native": (g.stride, g.padding, g.inner),
+            "flipped": ((1, 1), _margin(self.weight, g), g.outer),
+            "spread": ((1, 1), (0, 0), g.outer),
+        }[way]
+        dense = kernel.contiguous().to_mkldnn()
+        blocks: Tensor = torch._C._nn.mkldnn_reorder_conv2d_weight(
+            dense, padding, stride, g.dilation, g.groups, [1, *shape[1:]]
+        )
+        return blocks
 
 
 def _way(weight: Tensor, g: Geometry) -> str:
@@ -163,6 +194,17 @@ def _way(weight: Tensor, g: Geometry) -> str:
     if len(set(g.stride)) == 1 and set(g.dilation) == {1} and g.groups == 1 and few:
         return "phases"
     return "native"
+
+
+def _conv2d(rows: Tensor, kernel: Tensor, bias: Tensor | None, stride: Shape, padding: Shape, g: Geometry) -> Tensor:
+    """The convolution of rows (N, C, H, W) with a kernel of either layout."""
+    if not kernel.is_mkldnn:
+        return F.conv2d(rows, kernel, bias, stride, padding, g.dilation, g.groups)
+    # Without an activation after it.
+    made: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        rows, kernel, bias, padding, stride, g.dilation, g.groups, "none", [], None
+    )
+    return made
 
 
 def _summing(total: Tensor) -> bool:

@@ -99,10 +99,14 @@ def batch_norm(a: Applied) -> tuple[Any, list[Local]]:
     n = a.named
     if n.get("training") or n.get("running_var") is None or not a.only_first():
         raise NoRule
-    scale = (n["running_var"].double() + n.get("eps", n.get("epsilon"))).rsqrt()
-    scale = scale if n["weight"] is None else scale * n["weight"].double()
-    factor = scale.to(a.tensors[0].dtype).reshape(1, -1, *[1] * (a.tensors[0].dim() - 2))
+    factor = norm_scale(n).to(a.tensors[0].dtype).reshape(1, -1, *[1] * (a.tensors[0].dim() - 2))
     return a.run(), [(0, 0, Scale(factor, (a.number,) if all(a.fixed[1:]) else None))]
+
+
+def norm_scale(named: dict[str, Any]) -> Tensor:
+    """gamma / sqrt(variance + eps) of an evaluated batch norm's arguments: (C,), float64."""
+    scale: Tensor = (named["running_var"].double() + named.get("eps", named.get("epsilon"))).rsqrt()
+    return scale if named["weight"] is None else scale * named["weight"].double()
 
 
 def layer_norm(a: Applied) -> tuple[Any, list[Local]]:

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """While modules are imported: else Python looks through all of torch for garbage again and again, a tenth of a second."""
+    """While modules are imported: else Python looks through all of torch for garbage again and again, a third of a second."""
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()  # what is loaded stays, so it is not looked through later either
         gc.enable()

@@ -345,13 +345,15 @@ class Encoder:
         """The network from `start` to `stage` as a differentiable batch function (N, *start) -> (N, *stage).
 
         along: the image (C, H, W) whose path is followed, needed when `start` is not the image. rules: replacements for
-        operations, given the tape and the end point (for example a leaky backward pass).
+        operations, given the tape and the end point (for example a leaky backward pass); asked once for a tape.
         """
         if start != 0 and along is None:
             raise StageError(f"a stretch that starts at stage {start!r} needs the image whose path it follows")
         own: dict[int, Tape] = {}
+        latest: tuple[Tape, Mapping[int, Rule]] | None = None
 
         def run(batch: Tensor) -> Tensor:
+            nonlocal latest
             n = len(batch)
             if along is None:
                 tape = self.tape(batch.detach())
@@ -361,7 +363,9 @@ class Encoder:
             begin = self.point(tape, start)
             if end.op < begin.op:
                 raise StageError(f"stage {stage!r} comes before stage {start!r}; go from shallow to deep")
-            return tape.replay(batch, [end], start=begin, rules=rules(tape, end) if rules else None)[0]
+            if rules is not None and (latest is None or latest[0] is not tape):
+                latest = tape, rules(tape, end)
+            return tape.replay(batch, [end], start=begin, rules=latest[1] if latest else None)[0]
 
         return run
 

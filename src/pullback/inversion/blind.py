@@ -78,11 +78,12 @@ class BlindResult:
 
 @dataclass(frozen=True, eq=False)
 class _Search:
-    """The nearest z of each item, its misfit (B,), the misfits on the way, and whether the first item led nowhere."""
+    """The nearest z of each item, its misfit (B,), the misfits on the way, the steps planned, and whether item 0 is lost."""
 
     z: Tensor
     misfit: Tensor
     history: Tensor
+    steps: int
     lost: bool
 
 
@@ -111,12 +112,12 @@ def blind_inverse(
     steps is given up for one with the retreat, of the same number of steps. One of no more than `TRIAL` steps goes to its end
     first, and then the nearer of the two counts.
 
-    `seconds` picks the largest number of steps of the ladder that should fit, no more than `steps`, after timing two gradients;
-    a retreat costs `TRIAL` steps more. The answer depends on that number and on `seed` alone, unless the machine slows down so
-    much that the search has to be cut off at `LATE` times its seconds. Works under `torch.no_grad` and leaves no gradients
-    behind.
+    `seconds` picks the largest number of steps of the ladder that should fit, no more than `steps`, from the time that the
+    second one takes; a retreat costs `TRIAL` steps more. The answer depends on that number and on `seed` alone, unless the
+    machine slows down so much that the search has to be cut off at `LATE` times its seconds. Works under `torch.no_grad` and
+    leaves no gradients behind.
     """
-    steps = check_budget(steps, seconds)
+    most = check_budget(steps, seconds)
     scale = _norms(target) if scale is None else scale.to(target)
     if scale.shape != target.shape[:1] or not bool((scale > 0).all()):
         raise OptionError(
@@ -128,57 +129,62 @@ def blind_inverse(
     def picture(z: Tensor) -> Tensor:
         return (prior.mu(z) if start is None else start) + recipe.amplitude * prior.root(z)
 
-    def misfits(z: Tensor, run: Map) -> Tensor:
-        return _norms(run(picture(z)) - target) / scale
+    def misfits(x: Tensor, run: Map) -> Tensor:
+        return _norms(run(x) - target) / scale
 
     def gradient(z: Tensor, run: Map) -> tuple[Tensor, Tensor]:
         """Derivative of the summed loss in z, and the misfit (B,): a sum, so no item feels another."""
+        x = picture(z).requires_grad_()
         with torch.enable_grad():
-            misfit = misfits(z, run)
-            loss = misfit + recipe.tau * z.square().flatten(1).sum(1)
-            return torch.autograd.grad(loss.sum(), z)[0], misfit.detach()
+            misfit = misfits(x, run)
+            (slope,) = torch.autograd.grad(misfit.sum(), x)
+        return recipe.amplitude * prior.root_transpose(slope) + 2 * recipe.tau * z, misfit.detach()
 
-    def search(steps: int, run: Map, patient: bool) -> _Search:
-        z = begin.clone().requires_grad_()
+    @torch.no_grad()
+    def search(run: Map, patient: bool, steps: int | None) -> _Search:
+        """steps: None for as many as `seconds` allow. The first one, which warms up, is the same for any number."""
+        z = begin.clone()
         mean, square = torch.zeros_like(begin), torch.zeros_like(begin)
         best, least, history = begin, torch.full_like(scale, torch.inf), []
-        for step in range(steps):
+        step, clock = 0, [time.perf_counter()]
+        while steps is None or step < steps:
             slope, misfit = gradient(z, run)
             history.append(misfit)
+            if steps is None:
+                misfit.tolist()  # reading the numbers waits for an accelerator
+                clock.append(time.perf_counter())
+                steps = _affordable(clock, seconds or math.inf, most) if step else None
             best, least = _nearer(z, misfit, best, least)
             if step == TRIAL and not patient and _lost(history[0], misfit):
-                return _Search(best, least, torch.stack(history), lost=True)
-            rate = recipe.rate * (1 + math.cos(math.pi * step / steps)) / 2
-            with torch.no_grad():
-                z -= rate * _adam(slope, mean, square, step + 1)
-            if step + 1 >= LADDER[0] and time.perf_counter() > deadline:
+                return _Search(best, least, torch.stack(history), steps or step, lost=True)
+            rate = recipe.rate * (1 + math.cos(math.pi * (step / steps if steps else 0))) / 2
+            step += 1
+            z -= rate * _adam(slope, mean, square, step)
+            if step >= LADDER[0] and time.perf_counter() > deadline:
                 break
-        with torch.no_grad():
-            misfit = misfits(z, run)
+        misfit = misfits(picture(z), run)
         best, least = _nearer(z, misfit, best, least)
+        assert steps is not None
         lost = steps <= TRIAL and _lost(history[0], misfit)
-        return _Search(best, least, torch.stack(history), lost)
+        return _Search(best, least, torch.stack(history), steps, lost)
 
     begun = time.perf_counter()
     deadline = math.inf if seconds is None else begun + LATE * seconds
     begin = near_zero(prior, seed, START).to(target).expand(len(target), -1, -1, -1) if origin is None else origin
-    if seconds is not None:
-        trial = begin.clone().requires_grad_()
-        steps = _affordable(lambda: gradient(trial, features), seconds, steps)
-    assert steps is not None
-    found, retreated = search(steps, features, patient=retreat is None), False
+    planned = most if seconds is None or (most is not None and most <= LADDER[0]) else None
+    found, retreated = search(features, retreat is None, planned), False
     if found.lost and retreat is not None:
         deadline += time.perf_counter() - begun  # what the trial took, so that the steps planned can all be taken
-        second = search(steps, retreat, patient=True)
-        retreated = len(found.history) < steps or bool(second.misfit[0] < found.misfit[0])
+        second = search(retreat, True, found.steps)
+        retreated = len(found.history) < found.steps or bool(second.misfit[0] < found.misfit[0])
         found = second if retreated else found
     if not bool(torch.isfinite(found.misfit).all()):
         raise NumericsError(
-            f"the blind inverse left the finite numbers: misfits {found.misfit.tolist()} after {steps} steps"
+            f"the blind inverse left the finite numbers: misfits {found.misfit.tolist()} after {found.steps} steps"
         )
     with torch.no_grad():
         x = picture(found.z)
-    return BlindResult(x, found.misfit, found.history, steps, time.perf_counter() - begun, retreated)
+    return BlindResult(x, found.misfit, found.history, found.steps, time.perf_counter() - begun, retreated)
 
 
 def near_zero(prior: Prior, seed: int, deviation: float) -> Tensor:
@@ -205,7 +211,7 @@ def _nearer(z: Tensor, misfit: Tensor, best: Tensor, least: Tensor) -> tuple[Ten
     Not the smaller loss: the penalty sums over every value of z, so after Adam's first steps it outweighs any misfit.
     """
     nearer = misfit <= least
-    return torch.where(nearer[:, None, None, None], z.detach(), best), torch.where(nearer, misfit, least)
+    return torch.where(nearer[:, None, None, None], z, best), torch.where(nearer, misfit, least)
 
 
 def _lost(start: Tensor, misfit: Tensor) -> bool:
@@ -217,12 +223,8 @@ def _norms(features: Tensor) -> Tensor:
     return torch.linalg.vector_norm(features.flatten(1), dim=1)
 
 
-def _affordable(evaluate: Callable[[], tuple[Tensor, Tensor]], seconds: float, most: int | None) -> int:
-    """The largest number of steps of the ladder within `seconds`, two trial gradients included; the first one warms up."""
-    start = time.perf_counter()
-    evaluate()[1].tolist()  # reading the numbers waits for an accelerator
-    warm = time.perf_counter()
-    evaluate()[1].tolist()
-    end = time.perf_counter()
-    fitting = (end - warm) and (seconds - (end - start)) / (end - warm)
-    return rung(LADDER, fitting, most)
+def _affordable(clock: list[float], seconds: float, most: int | None) -> int:
+    """The largest number of steps of the ladder within `seconds`; clock: at the beginning and after each of two steps."""
+    begun, first, second = clock
+    left, each = seconds - (second - begun), second - first
+    return rung(LADDER, 2 + left / each if each else 0, most)

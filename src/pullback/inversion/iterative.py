@@ -16,7 +16,7 @@ from pullback.errors import OptionError
 from pullback.graph import plain_autograd
 from pullback.inversion.blind import START, BlindResult, Recipe, blind_inverse, near_zero, recipe_for
 from pullback.inversion.kept import kept
-from pullback.inversion.leaky import leaky_rules
+from pullback.inversion.leaky import search_rules
 from pullback.inversion.methods import Drawn, combined
 from pullback.inversion.opened import Opened
 from pullback.inversion.prior import Prior
@@ -28,7 +28,7 @@ from pullback.inversion.wiener import WienerSolver
 # (MobileNetV2) the bold one's shares add up until they point uphill; the careful one did not on any network tried, and goes
 # further than none at all.
 BOLD, CAREFUL = 0.2, 0.05
-_NULLS = 2  # the way of making null pictures; counted up when it changes, since they are kept on disk
+_NULLS = 3  # the way of making null pictures; counted up when it changes, since they are kept on disk
 SCATTER = 0.3  # standard deviations of the prior: how far from its start a further search begins
 CONVERGED = 0.1  # relative residual up to which a picture goes without a warning
 
@@ -229,7 +229,7 @@ class BlindMethod(_WholeStages):
         encoder, batch = self.opened.encoder, target.expand(starts, *target.shape)
 
         def leaking(slope: float) -> Callable[[Tensor], Tensor]:
-            return encoder.stretch(level, rules=partial(leaky_rules, slope=slope))
+            return encoder.stretch(level, rules=partial(search_rules, slope=slope))
 
         taught = self.start == "taught"
         start = decoders(encoder, self.prior)[level](batch, self.prior.size) if taught else None

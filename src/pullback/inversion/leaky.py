@@ -8,9 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pullback.adjoint import primal_rules
 from pullback.encoders.stages import is_relu, last_gates
 from pullback.graph import Op, Point, Tape
 from pullback.graph.tape import Rule
+
+
+class _LeakyReLU(torch.autograd.Function):
+    """For the plain ReLU, in one pass over memory each way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: float) -> Tensor:
+        out = x.relu()
+        ctx.save_for_backward(out)
+        ctx.slope = slope
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (out,) = ctx.saved_tensors
+        return torch.ops.aten.leaky_relu_backward.default(grads[0], out, ctx.slope, True), None
 
 
 class _LeakyGate(torch.autograd.Function):
@@ -32,17 +49,24 @@ def leaky_rules(tape: Tape, end: Point, slope: float) -> dict[int, Rule]:
     """Rules for every ReLU-type gate before `end`; the gates that make `end` itself stay exact (opening them does not help)."""
 
     def rule(op: Op) -> Rule:
-        func = _out_of_place(op.func)
+        func, plain = _out_of_place(op.func), op.name == "relu"
         seen_elsewhere = any(tape.storages.count(tape.storages[t]) > 1 for t in op.writes)  # through views
 
         def run(x: Tensor, *args: Any) -> Tensor:
-            leaky: Tensor = _LeakyGate.apply(x, lambda v: func(v, *args), slope)
+            leaky: Tensor = (
+                _LeakyReLU.apply(x, slope) if plain else _LeakyGate.apply(x, lambda v: func(v, *args), slope)
+            )
             return x.copy_(leaky) if seen_elsewhere else leaky
 
         return run
 
     exact = last_gates(tape, end)
     return {i: rule(tape.ops[i]) for i in tape.live if i < end.op and i not in exact and is_relu(tape.ops[i])}
+
+
+def search_rules(tape: Tape, end: Point, slope: float) -> dict[int, Rule]:
+    """Leaky gates, and between them the network's own operations in their quick form."""
+    return {**primal_rules(tape, end), **leaky_rules(tape, end, slope)}
 
 
 def _out_of_place(func: Any) -> Any:

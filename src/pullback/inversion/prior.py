@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -84,11 +84,15 @@ class Prior:
 
     def root(self, z: Tensor) -> Tensor:
         """`R z` with `R R^T = C`: white noise becomes a zero-mean sample of the prior; z and result (..., c, H, W)."""
-        return self._mix(torch.linalg.cholesky(self.colour), self._filter(z, 0.5))
+        return self._mix(self._colour_root, self._filter(z, 0.5))
 
     def root_transpose(self, x: Tensor) -> Tensor:
         """`R^T x`, the adjoint of `root`."""
-        return self._filter(self._mix(torch.linalg.cholesky(self.colour).mT, x), 0.5)
+        return self._filter(self._mix(self._colour_root.mT, x), 0.5)
+
+    @cached_property
+    def _colour_root(self) -> Tensor:
+        return torch.linalg.cholesky(self.colour)
 
     def _mix(self, matrix: Tensor, x: Tensor) -> Tensor:
         return torch.einsum("ij,...jhw->...ihw", matrix.to(x), x)

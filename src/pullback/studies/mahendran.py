@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pullback.adjoint import primal_rules
 from pullback.encoders import Encoder
 from pullback.errors import NumericsError
 from pullback.graph import plain_autograd
@@ -104,7 +105,7 @@ def mahendran(
     std = torch.tensor(encoder.preprocessing.std, device="cpu").to(encoder.device, encoder.dtype)[:, None, None]
 
     def draw(features: Tensor, stage: int, size: tuple[int, int]) -> Sketch:
-        run = encoder.stretch(stage)
+        run = encoder.stretch(stage, rules=primal_rules)
 
         def mapped(u: Tensor) -> Tensor:
             x = u * SCALE / std

@@ -1,0 +1,216 @@
+"""The network's own run in its quick form: the same function and the same gradient as autograd through the recording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from oracles.encoded import SPATIAL, encoder, images, relative
+from oracles.families import NETS
+from oracles.lowered import a_point, drawn, network
+from oracles.taped import taped
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pullback.adjoint import primal, primal_rules
+from pullback.encoders import Encoder
+from pullback.encoders.twin import twin
+from pullback.graph import Tape, plain_autograd
+
+ALWAYS, NEVER = 0.0, float("inf")
+LIBRARY = {
+    "torchvision:resnet18": 64,
+    "torchvision:squeezenet1_1": 47,
+    "torchvision:mobilenet_v3_small": 64,
+    "torchvision:googlenet": 64,
+    "timm:mobilenetv2_100?pad_type=same": 61,
+    "timm:repvgg_a0": 64,
+}
+
+
+def both(run: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """The values at a batch and the gradient of their product with a fixed cotangent."""
+    with plain_autograd(x.device):
+        leaf = x.clone().requires_grad_()
+        out = run(leaf)
+        w = a_point(*out.shape, seed=5, dtype=out.dtype)
+        return out.detach(), torch.autograd.grad(out, leaf, w)[0]
+
+
+def assert_same(found: Encoder, stage: int | str, x: Tensor, tolerance: float) -> None:
+    quick, plain = both(found.stretch(stage, rules=primal_rules), x), both(found.stretch(stage), x)
+    for a, b in zip(quick, plain, strict=True):
+        assert a.shape == b.shape
+        assert relative(a, b) < tolerance
+
+
+@pytest.mark.parametrize("worth", [ALWAYS, NEVER], ids=["ours", "autograd's"])
+@pytest.mark.parametrize("name", list(NETS))
+def test_every_family_and_every_awkward_network(name: str, worth: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(primal, "_WORTH", worth)
+    found, x = encoder(name), images(name, 2)
+    for stage in [*(range(1, found.depth + 1) if name in SPATIAL else ()), "logits"]:
+        assert_same(found, stage, x, 1e-12)
+
+
+@pytest.mark.parametrize("worth", [ALWAYS, NEVER], ids=["ours", "autograd's"])
+@pytest.mark.parametrize("name", list(LIBRARY))
+def test_networks_of_the_libraries_in_single_precision(
+    name: str, worth: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(primal, "_WORTH", worth)
+    size = LIBRARY[name]
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        found = Encoder.from_module(_made(name), input_shape=(3, size, size))
+    x = a_point(1, 3, size, size, dtype=torch.float32)
+    for stage in range(1, found.depth + 1):
+        assert_same(found, stage, x, 2e-5)
+
+
+def _made(name: str) -> nn.Module:
+    from pullback.encoders.torchvision_ops import import_timm, import_torchvision
+
+    library, _, spec = name.partition(":")
+    model, _, option = spec.partition("?")
+    options = dict([option.split("=")]) if option else {}
+    if library == "timm":
+        return import_timm().create_model(model, **options)  # type: ignore[no-any-return]
+    options = {"init_weights": False} if model == "googlenet" else {}
+    return import_torchvision().models.get_model(model, weights=None, **options)  # type: ignore[no-any-return]
+
+
+def ruled(net: nn.Module, x: Tensor) -> tuple[Tape, list[str]]:
+    """The recording, and the names of its operations that have rules."""
+    tape = taped(net, x)
+    return tape, [tape.ops[i].name for i in primal_rules(tape, tape.output)]
+
+
+def assert_run(net: nn.Module, x: Tensor, names: list[str]) -> None:
+    """Exactly these operations have rules, and the replay with them is the network."""
+    tape, found = ruled(net, x)
+    assert sorted(found) == sorted(names)
+    rules = primal_rules(tape, tape.output)
+    for a, b in zip(both(lambda t: tape.replay(t, [tape.output], rules=rules)[0], x), both(net, x), strict=True):
+        assert relative(a, b) < 1e-12
+
+
+CONV, NORM = "convolution", "native_batch_norm"
+
+
+def norm(channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels)
+
+
+@pytest.mark.parametrize("worth", [ALWAYS, NEVER], ids=["ours", "autograd's"])
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 6, 3, padding=1),
+        nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False),
+        nn.Conv2d(4, 6, 1, stride=2),
+        nn.Conv2d(4, 8, 3, padding=2, dilation=2, groups=2),
+        nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False),
+        nn.Conv2d(4, 6, (1, 3), padding=(0, 2), stride=(2, 1)),
+        nn.Conv2d(4, 6, 5),
+    ],
+    ids=lambda c: str(c)[6:],
+)
+def test_each_kind_of_convolution_with_the_norm_behind_it(
+    conv: nn.Conv2d, worth: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(primal, "_WORTH", worth)
+    net = drawn(nn.Sequential(conv, norm(conv.out_channels), nn.ReLU(inplace=True)))
+    assert_run(net, a_point(3, 4, 9, 8), [CONV, NORM])
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_norm_with_and_without_weights(affine: bool) -> None:
+    net = drawn(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6, affine=affine, eps=0.1)))
+    assert_run(net, a_point(2, 4, 7, 7), [CONV, NORM])
+
+
+def test_what_is_read_twice_is_not_folded() -> None:
+    net = network(lambda x, c, n: (y := c(x)) + n(y), nn.Conv2d(4, 4, 3), norm(4))
+    assert_run(net, a_point(1, 4, 7, 7), [CONV])
+
+
+def test_a_norm_of_the_batch_itself_is_not_folded() -> None:
+    net = drawn(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)))
+    _, found = ruled(net, a_point(2, 4, 7, 7))
+    assert found == [CONV]
+
+
+def test_a_norm_before_its_convolution_stays() -> None:
+    net = drawn(nn.Sequential(norm(4), nn.Conv2d(4, 4, 3)))
+    assert_run(net, a_point(1, 4, 7, 7), [CONV])
+
+
+def test_kernels_made_of_the_image_and_transposed_convolutions_stay() -> None:
+    dynamic = network(lambda x: F.conv2d(x, x[:, :, :3, :3].reshape(1, 4, 3, 3)))
+    assert_run(dynamic, a_point(1, 4, 7, 7), [])
+    assert_run(drawn(nn.ConvTranspose2d(4, 3, 3)), a_point(1, 4, 7, 7), [])
+    assert_run(drawn(nn.Sequential(nn.Flatten(2), nn.Conv1d(4, 3, 3))), a_point(1, 4, 7, 7), ["view"])
+
+
+def test_the_value_between_convolution_and_norm_can_be_asked_for() -> None:
+    net = drawn(nn.Sequential(nn.Conv2d(4, 6, 3), norm(6), nn.ReLU()))
+    x = a_point(1, 4, 7, 7)
+    tape = taped(net, x)
+    (end,) = tape.returned_by("0")
+    rules = primal_rules(tape, end)
+    assert [tape.ops[i].name for i in rules] == [CONV]
+    assert relative(tape.replay(x, [end], rules=rules)[0], net[0](x)) < 1e-12  # type: ignore[index]
+
+
+def test_a_path_that_the_image_chooses_has_no_rules() -> None:
+    net = network(lambda x, c: c(x) if x.detach().sum().item() > 0 else -c(x), nn.Conv2d(4, 4, 3))
+    assert ruled(net, a_point(1, 4, 7, 7))[1] == []
+
+
+def test_a_stretch_follows_the_parameters() -> None:
+    found = Encoder.from_module(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()), input_shape=(3, 9, 9)
+    )
+    x = a_point(1, 3, 9, 9, dtype=torch.float32)
+    run = found.stretch("logits", rules=primal_rules)
+    first = run(x)
+    with torch.no_grad():
+        next(found.module.parameters()).mul_(2)
+    assert relative(run(x), found.stretch("logits")(x)) < 1e-6
+    assert not torch.allclose(run(x), first)
+
+
+def test_views_that_are_written_through_and_strides_have_no_rules() -> None:
+    def written(x: Tensor, c: nn.Module) -> Tensor:
+        y = c(x)
+        y.view(-1).mul_(2)
+        return y
+
+    strided = network(lambda x, c: c(x).as_strided((1, 2), (2, 1)), nn.Conv2d(4, 4, 3))
+    for net in (network(written, nn.Conv2d(4, 4, 3)), strided):
+        assert_run(net, a_point(1, 4, 7, 7), [])
+
+
+def test_a_view_is_that_of_the_recorded_layout() -> None:
+    net = network(lambda x, c: c(x).view(1, 2, 50), nn.Conv2d(4, 4, 3))
+    assert_run(net, a_point(1, 4, 7, 7), [CONV, "view"])
+
+
+def test_large_kernels_are_kept_as_the_library_has_them_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(primal, "_WORTH", ALWAYS)
+    net = twin(nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 1, stride=2)).eval())
+    tape = taped(net, a_point(1, 8, 9, 9, dtype=torch.float32))
+    kept: dict[tuple[int, str], Tensor] = {}
+    made = primal.Convolution._ready
+
+    def ready(self: primal.Convolution, way: str, *, blocked: bool = False) -> Tensor:
+        kept[self.operation, way] = found = made(self, way, blocked=blocked)
+        return found
+
+    monkeypatch.setattr(primal.Convolution, "_ready", ready)
+    rules = primal_rules(tape, tape.output)
+    both(lambda t: tape.replay(t, [tape.output], rules=rules)[0], a_point(1, 8, 9, 9, dtype=torch.float32))
+    assert {way for _, way in kept} == {"native", "flipped", "spread"}
+    assert all(kernel.is_mkldnn for kernel in kept.values())
