@@ -177,9 +177,8 @@ class Convolution(Map):
             "spread": ((1, 1), (0, 0), g.outer),
         }[way]
         dense = kernel.contiguous().to_mkldnn()
-        blocks: Tensor = torch._C._nn.mkldnn_reorder_conv2d_weight(
-            dense, padding, stride, g.dilation, g.groups, [1, *shape[1:]]
-        )
+        reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+        blocks: Tensor = reorder(dense, padding, stride, g.dilation, g.groups, [1, *shape[1:]])
         return blocks
 
 

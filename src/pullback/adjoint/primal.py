@@ -60,9 +60,8 @@ def primal_rules(tape: Tape, end: Point) -> dict[int, Rule]:
             bias = shift.to(named["weight"].dtype)
             factor = Scale(scale.to(bias.dtype).reshape(1, -1, 1, 1), (norm,))
             rules[norm] = _passed_on(tape.ops[norm])
-        geometry = Geometry(
-            *(_pair(named[k]) for k in ("stride", "padding", "dilation")), False, (0, 0), named["groups"], *shapes
-        )
+        stride, padding, dilation = (_pair(named[k]) for k in ("stride", "padding", "dilation"))
+        geometry = Geometry(stride, padding, dilation, False, (0, 0), named["groups"], *shapes)
         rules[i] = _convolving(
             Convolution(named["weight"], geometry, i, packed, named["weight"].dtype, factor, blocked=True), bias
         )
@@ -94,8 +93,8 @@ def _convolving(map: Convolution, bias: Tensor | None) -> Rule:
 
     def run(x: Tensor, *args: Any) -> Tensor:
         if kernel is not None:
-            return torch.ops.aten.convolution.default(x, kernel, bias, *arguments)  # type: ignore[no-any-return]
-        return _Convolve.apply(x, map, bias)  # type: ignore[no-any-return]
+            return torch.ops.aten.convolution.default(x, kernel, bias, *arguments)
+        return _Convolve.apply(x, map, bias)
 
     return run
 
@@ -104,7 +103,7 @@ def _viewing(op: Op) -> Rule:
     """Of the layout that was recorded: nobody writes through the view, so that a copy serves."""
 
     def run(x: Tensor, *args: Any) -> Tensor:
-        return op.func(x.contiguous(), *args)  # type: ignore[no-any-return]
+        return op.func(x.contiguous(), *args)
 
     return run
 
@@ -134,7 +133,7 @@ def _is_fixed(tape: Tape, i: int, written: set[int]) -> bool:
 
 def _named(tape: Tape, op: Op) -> dict[str, Any]:
     """The operation's arguments by name; its first tensor stands for itself."""
-    values = {**tape.constants, op.inputs[0]: torch.empty(0)}
+    values = {**tape.constants, op.inputs[0]: torch.empty(0, device="cpu")}
     flags = (True,) + (False,) * (len(op.inputs) - 1)
     return Applied(op, 0, filled(op.args, values), filled(op.kwargs, values), flags, flags).named
 

@@ -147,7 +147,7 @@ def _pull(tape: Tape, op: Op, out: list[Tensor]) -> dict[int, Tensor] | None:
     if name in _NON_NEGATIVE:
         return _adjoint_of(tape, op, op.func, out)
     if name in _ELEMENTWISE:
-        return {t: out[0].float().sum_to_size(tape.shapes[t]) > 0 for t in op.inputs}
+        return {t: _broadcast_from(out[0], tape.shapes[t]) for t in op.inputs}
     if name == "convolution":
         return _convolution(tape, op, out[0])
     if name in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"):
@@ -158,7 +158,7 @@ def _pull(tape: Tape, op: Op, out: list[Tensor]) -> dict[int, Tensor] | None:
     if name in ("zero", "fill"):
         return {t: out[0].any() for t in op.inputs[1:]}
     if name == "copy":
-        return {op.inputs[1]: out[0].float().sum_to_size(tape.shapes[op.inputs[1]]) > 0}
+        return {op.inputs[1]: _broadcast_from(out[0], tape.shapes[op.inputs[1]])}
     if name in _POOLED_LIKE:
         if name == "max_pool2d_with_indices" and set(_pair(op.args[4] if len(op.args) > 4 else 1)) != {1}:
             return None
@@ -173,12 +173,17 @@ def _pull(tape: Tape, op: Op, out: list[Tensor]) -> dict[int, Tensor] | None:
         return {first: _any(out[0], [op.args[1]])}
     if name in ("mm", "bmm", "addmm", "baddbmm"):
         added, (a, b) = op.inputs[:-2], op.inputs[-2:]
-        found = {t: out[0].float().sum_to_size(tape.shapes[t]) > 0 for t in added}
+        found = {t: _broadcast_from(out[0], tape.shapes[t]) for t in added}
         rows, columns = _any(out[0], [-1]).expand(tape.shapes[a]), _any(out[0], [-2]).expand(tape.shapes[b])
         found[a] = rows
         found[b] = found[b] | columns if b in found else columns
         return found
     return None
+
+
+def _broadcast_from(mask: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The mask of an operand of this shape, given that of the result."""
+    return mask if mask.shape == shape else mask.float().sum_to_size(shape) > 0
 
 
 def _any(mask: Tensor, dims: Any) -> Tensor:
@@ -203,9 +208,9 @@ def _adjoint_of(tape: Tape, op: Op, func: Callable[..., Any], out: list[Tensor])
         given = stand_in | places
         args, kwargs = filled(op.args, given), filled(op.kwargs, given)
         made = [o for o in tree_iter(func(*args, **kwargs)) if isinstance(o, Tensor)]
-        grads = torch.autograd.grad(
-            made[: len(out)], list(stand_in.values()), [m.float() for m in out], allow_unused=True
-        )
+        # As in `vjp`, since given cotangents torch loads a compiler.
+        product = torch.stack([(o * m).sum() for o, m in zip(made, out, strict=False)]).sum()
+        grads = torch.autograd.grad(product, list(stand_in.values()), allow_unused=True)
     return {t: g > 0 for t, g in zip(stand_in, grads, strict=True) if g is not None}
 
 

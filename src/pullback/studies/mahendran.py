@@ -65,7 +65,7 @@ def search(
 ) -> Found:
     """Minimise from `start` (B, C, H, W); features maps u to (B, *out), item by item; scale (B,) divides the misfit.
 
-    `seconds` picks the number of steps after two timed gradients, as the blind inverse does. Raises NumericsError.
+    `seconds` picks the number of steps, after two gradients that tell their pace and are not counted. Raises NumericsError.
     """
 
     def misfits(u: Tensor) -> Tensor:
@@ -77,14 +77,13 @@ def search(
             (found,) = torch.autograd.grad((misfits(u).square() + penalty(u, weight)).sum(), u)
         return found
 
-    begun = time.perf_counter()
     if steps is None:
         assert seconds is not None
         gradient(start).sum().item()  # the first one warms up; reading a number waits for an accelerator
         warm = time.perf_counter()
         gradient(start).sum().item()
         each = time.perf_counter() - warm
-        steps = max(FEWEST, int((seconds - (time.perf_counter() - begun)) / each))
+        steps = max(FEWEST, int(seconds / each))
     u = start.clone().requires_grad_()
     optimiser = torch.optim.Adam([u], lr=RATE, betas=BETAS)
     for step in range(steps):
