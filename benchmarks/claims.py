@@ -1,6 +1,6 @@
 """What the page on speed claims beside the main table, each measured against its rival in the same run:
 
-    python -m benchmarks.claims [leading coverage selection bfloat16 wiener memory]
+    python -m benchmarks.claims [leading coverage selection bfloat16 wiener search memory]
 
 On an idle machine, or not at all.
 """
@@ -23,8 +23,11 @@ from benchmarks.memory import Probe, peak
 from benchmarks.peers import IDIOM, OURS, WAYS
 from benchmarks.work import CHANNELS_LAST, NETWORKS, prepare
 from pullback.adjoint import has_bfloat16
+from pullback.graph import plain_autograd
 from pullback.interference.selection import pivoted
 from pullback.inversion import Prior
+from pullback.inversion.iterative import BOLD
+from pullback.inversion.leaky import leaky_rules, search_rules
 from pullback.inversion.wiener import WienerSolver
 from pullback.measures import channel_energies, leading_share
 
@@ -32,6 +35,7 @@ R = TypeVar("R")
 
 _ALL = 10**6  # cotangents: those of all channels
 _CHUNK = 8
+_ROUNDS = 15
 
 
 def leading() -> Iterator[str]:
@@ -135,6 +139,35 @@ def wiener() -> Iterator[str]:
             )
 
 
+def search() -> Iterator[str]:
+    """A gradient of the blind inverse's search: through the recorded network as it is, and through its quick form."""
+    for name in NETWORKS:
+        work = prepare(NETWORKS[name], 1)
+        stage = work.encoder.depth
+        ways = (partial(leaky_rules, slope=BOLD), partial(search_rules, slope=BOLD))
+        runs = [work.encoder.stretch(stage, rules=rules) for rules in ways]
+        seconds: list[list[float]] = [[], []]
+        found: list[Tensor] = []
+        with plain_autograd(work.encoder.device):
+            for _ in range(2 + _ROUNDS):  # the first two warm up
+                found = []
+                for run, taken in zip(runs, seconds, strict=True):
+                    gradient, second = _timed(partial(_gradient, run, work.image[None]))
+                    taken.append(second)
+                    found.append(gradient)
+        plain, quick = (statistics.median(taken[2:]) * 1000 for taken in seconds)
+        apart = float((found[1] - found[0]).norm() / found[0].norm())
+        yield (
+            f"{name}, stage {stage}: a gradient in {quick:.1f} ms, through the network as it is in {plain:.1f}"
+            f" ({plain / quick:.2f}); {apart:.0e} apart"
+        )
+
+
+def _gradient(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    leaf = x.clone().requires_grad_()
+    return torch.autograd.grad(run(leaf).norm(), leaf)[0]
+
+
 def memory() -> Iterator[str]:
     """Peak memory at equal chunk, ours over the idiom's."""
     (ours,) = (way for way in WAYS if way.origin == OURS and way.precision == "float32")
@@ -169,7 +202,7 @@ def _timed(run: Callable[[], R]) -> tuple[R, float]:
     return run(), time.perf_counter() - start
 
 
-CLAIMS = {claim.__name__: claim for claim in (leading, coverage, selection, bfloat16, wiener, memory)}
+CLAIMS = {claim.__name__: claim for claim in (leading, coverage, selection, bfloat16, wiener, search, memory)}
 
 
 def main() -> int:
