@@ -374,8 +374,8 @@ def test_without_a_last_gate_every_gate_leaks() -> None:
     net = randomised(Gated(F.relu, nn.Identity()), 0)
     encoder = Encoder.from_module(net, stages=["conv1", "conv2"], input_shape=(3, 8, 8))
     tape = encoder.tape(image(size=8)[None])
-    assert len(leaky_rules(tape, encoder.point(tape, 2), 0.2)) == 1
-    assert len(leaky_rules(tape, encoder.point(tape, 1), 0.2)) == 0
+    assert len(leaky_rules(tape, tape.input, encoder.point(tape, 2), 0.2)) == 1
+    assert len(leaky_rules(tape, tape.input, encoder.point(tape, 1), 0.2)) == 0
 
 
 @pytest.fixture

@@ -41,11 +41,7 @@ class Applied:
 
     @cached_property
     def named(self) -> dict[str, Any]:
-        """The arguments by the names of the operation's schema."""
-        declared = self.op.func._schema.arguments
-        given = {d.name: d.default_value for d in declared if d.has_default_value()}
-        given.update({d.name: a for d, a in zip(declared, self.args, strict=False)})
-        return {**given, **self.kwargs}
+        return named_arguments(self.op, self.args, self.kwargs)
 
     def run(self) -> Any:
         """The operation's output; what it would change in place is left as it is."""
@@ -78,6 +74,14 @@ class Applied:
     def only_first(self) -> bool:
         """Whether nothing but the first tensor is live."""
         return self.live[0] and not any(self.live[1:])
+
+
+def named_arguments(op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by the names of the operation's schema."""
+    declared = op.func._schema.arguments
+    given = {d.name: d.default_value for d in declared if d.has_default_value()}
+    given.update({d.name: a for d, a in zip(declared, args, strict=False)})
+    return {**given, **kwargs}
 
 
 Rule = Callable[[Applied], tuple[Any, list[Local]]]

@@ -6,7 +6,7 @@ channels of few (a stem) is pulled back as one dense convolution to all phases o
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +36,15 @@ class Geometry:
     groups: int
     inner: Shape
     outer: Shape
+
+    @classmethod
+    def of(cls, named: Mapping[str, Any], inner: Shape, outer: Shape) -> Geometry:
+        """named: the operation's arguments; where one number stands for all axes, it has one alone."""
+        stride, padding, dilation, extra = (
+            tuple(named[k]) * (1 if len(named[k]) > 1 else len(inner) - 2)
+            for k in ("stride", "padding", "dilation", "output_padding")
+        )
+        return cls(stride, padding, dilation, named["transposed"], extra, named["groups"], inner, outer)
 
     @property
     def arguments(self) -> tuple[Any, ...]:

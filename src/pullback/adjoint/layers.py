@@ -85,11 +85,7 @@ def convolution(a: Applied) -> tuple[Any, list[Local]]:
     if x.dim() < 3 or x.shape[0] == 0:
         raise NoRule
     out, n = a.run(), a.named
-    stride, padding, dilation, extra = (
-        tuple(n[k]) * (1 if len(n[k]) > 1 else x.dim() - 2) for k in ("stride", "padding", "dilation", "output_padding")
-    )
-    shapes = tuple(x.shape), tuple(out.shape)
-    geometry = Geometry(stride, padding, dilation, n["transposed"], extra, n["groups"], *shapes)
+    geometry = Geometry.of(n, tuple(x.shape), tuple(out.shape))
     packed = a.packed if a.fixed[1] else {}  # kernels made from the image are not shared
     return out, [(0, 0, Convolution(weight, geometry, a.number, packed, weight.dtype))]
 

@@ -29,7 +29,7 @@ from pullback.operator import Jacobian
 _log = logging.getLogger(__name__)
 
 StageName = int | str
-Rules = Callable[[Tape, Point], Mapping[int, Rule]]
+Rules = Callable[[Tape, Point, Point], Mapping[int, Rule]]
 _KEPT_TAPES = 8  # one for each batch shape in use
 _AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 
@@ -345,15 +345,14 @@ class Encoder:
         """The network from `start` to `stage` as a differentiable batch function (N, *start) -> (N, *stage).
 
         along: the image (C, H, W) whose path is followed, needed when `start` is not the image. rules: replacements for
-        operations, given the tape and the end point (for example a leaky backward pass); asked once for a tape.
+        operations, given the tape, the start and the end point (for example a leaky backward pass); asked once for a tape.
         """
         if start != 0 and along is None:
             raise StageError(f"a stretch that starts at stage {start!r} needs the image whose path it follows")
         own: dict[int, Tape] = {}
-        latest: tuple[Tape, Mapping[int, Rule]] | None = None
+        found: WeakKeyDictionary[Tape, Mapping[int, Rule]] = WeakKeyDictionary()
 
         def run(batch: Tensor) -> Tensor:
-            nonlocal latest
             n = len(batch)
             if along is None:
                 tape = self.tape(batch.detach())
@@ -363,9 +362,9 @@ class Encoder:
             begin = self.point(tape, start)
             if end.op < begin.op:
                 raise StageError(f"stage {stage!r} comes before stage {start!r}; go from shallow to deep")
-            if rules is not None and (latest is None or latest[0] is not tape):
-                latest = tape, rules(tape, end)
-            return tape.replay(batch, [end], start=begin, rules=latest[1] if latest else None)[0]
+            if rules is not None and tape not in found:
+                found[tape] = rules(tape, begin, end)
+            return tape.replay(batch, [end], start=begin, rules=found.get(tape))[0]
 
         return run
 

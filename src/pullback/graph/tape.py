@@ -80,7 +80,7 @@ class Call:
     output: int | None
 
 
-Rule = Callable[..., Tensor]
+Rule = Callable[..., Any]  # what the operation returns: a tensor or several
 
 
 @dataclass(eq=False)

@@ -136,8 +136,8 @@ def blind_inverse(
         """Derivative of the summed loss in z, and the misfit (B,): a sum, so no item feels another."""
         x = picture(z).requires_grad_()
         with torch.enable_grad():
-            misfit = misfits(x, run)
-            (slope,) = torch.autograd.grad(misfit.sum(), x)
+            misfit = misfits(x.clone(), run)  # a network may begin with an operation in place, which a leaf refuses
+            (slope,) = torch.autograd.grad(misfit.sum(), x) if misfit.requires_grad else (torch.zeros_like(x),)
         return recipe.amplitude * prior.root_transpose(slope) + 2 * recipe.tau * z, misfit.detach()
 
     @torch.no_grad()
@@ -153,10 +153,11 @@ def blind_inverse(
             if steps is None:
                 misfit.tolist()  # reading the numbers waits for an accelerator
                 clock.append(time.perf_counter())
-                steps = _affordable(clock, seconds or math.inf, most) if step else None
+                steps = _affordable(clock, budget, most) if step else None
             best, least = _nearer(z, misfit, best, least)
             if step == TRIAL and not patient and _lost(history[0], misfit):
-                return _Search(best, least, torch.stack(history), steps or step, lost=True)
+                assert steps is not None  # since the second step
+                return _Search(best, least, torch.stack(history), steps, lost=True)
             rate = recipe.rate * (1 + math.cos(math.pi * (step / steps if steps else 0))) / 2
             step += 1
             z -= rate * _adam(slope, mean, square, step)
@@ -169,7 +170,8 @@ def blind_inverse(
         return _Search(best, least, torch.stack(history), steps, lost)
 
     begun = time.perf_counter()
-    deadline = math.inf if seconds is None else begun + LATE * seconds
+    budget = math.inf if seconds is None else seconds
+    deadline = begun + LATE * budget
     begin = near_zero(prior, seed, START).to(target).expand(len(target), -1, -1, -1) if origin is None else origin
     planned = most if seconds is None or (most is not None and most <= LADDER[0]) else None
     found, retreated = search(features, retreat is None, planned), False

@@ -15,7 +15,7 @@ from pullback.graph.tape import Rule
 
 
 class _LeakyReLU(torch.autograd.Function):
-    """For the plain ReLU, in one pass over memory each way."""
+    """The plain ReLU, in one pass over memory each way; shut at 0 itself, as its derivative there has it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slope: float) -> Tensor:
@@ -31,6 +31,8 @@ class _LeakyReLU(torch.autograd.Function):
 
 
 class _LeakyGate(torch.autograd.Function):
+    """Any other gate; open where it passes its input on, 0 itself included."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Callable[[Tensor], Tensor], slope: float) -> Tensor:
         out = gate(x)
@@ -45,8 +47,8 @@ class _LeakyGate(torch.autograd.Function):
         return grads[0] * passed, None, None
 
 
-def leaky_rules(tape: Tape, end: Point, slope: float) -> dict[int, Rule]:
-    """Rules for every ReLU-type gate before `end`; the gates that make `end` itself stay exact (opening them does not help)."""
+def leaky_rules(tape: Tape, start: Point, end: Point, slope: float) -> dict[int, Rule]:
+    """Rules for every ReLU-type gate between start and end; those that make `end` itself stay exact: opening them does not help."""
 
     def rule(op: Op) -> Rule:
         func, plain = _out_of_place(op.func), op.name == "relu"
@@ -61,12 +63,14 @@ def leaky_rules(tape: Tape, end: Point, slope: float) -> dict[int, Rule]:
         return run
 
     exact = last_gates(tape, end)
-    return {i: rule(tape.ops[i]) for i in tape.live if i < end.op and i not in exact and is_relu(tape.ops[i])}
+    return {
+        i: rule(tape.ops[i]) for i in tape.live if start.op < i < end.op and i not in exact and is_relu(tape.ops[i])
+    }
 
 
-def search_rules(tape: Tape, end: Point, slope: float) -> dict[int, Rule]:
+def search_rules(tape: Tape, start: Point, end: Point, slope: float) -> dict[int, Rule]:
     """Leaky gates, and between them the network's own operations in their quick form."""
-    return {**primal_rules(tape, end), **leaky_rules(tape, end, slope)}
+    return {**primal_rules(tape, start, end), **leaky_rules(tape, start, end, slope)}
 
 
 def _out_of_place(func: Any) -> Any:

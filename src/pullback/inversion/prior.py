@@ -91,6 +91,7 @@ class Prior:
         return self._filter(self._mix(self._colour_root.mT, x), 0.5)
 
     @cached_property
+    @torch.inference_mode(False)  # as of `_dct`
     def _colour_root(self) -> Tensor:
         return torch.linalg.cholesky(self.colour)
 
