@@ -86,19 +86,18 @@ class Convolution(Map):
         g = self.geometry
         rows = laid_out(w.flatten(0, 1))
         way = _way(self.weight, g)
-        kernel = self._ready(way, blocked=way == "flipped")
         if way == "flipped":
-            pulled = _conv2d(rows, kernel, None, (1, 1), _margin(self.weight, g), g)
+            pulled = _conv2d(rows, self._ready(way, blocked=True), None, (1, 1), _margin(self.weight, g), g)
         elif way == "spread":
             whole = empty(w, g.inner).zero_()
             self.add_pull(whole, w, own)
             return whole
         elif way == "phases":
-            pulled = _interleaved(rows, kernel, self.weight, g)
+            pulled = _interleaved(rows, self._ready(way), self.weight, g)
         else:
             like = empty(w, g.inner).flatten(0, 1)  # only its shape and layout count
             only_input = [True, False, False]
-            pulled = aten.convolution_backward.default(rows, like, kernel, None, *g.arguments, only_input)[0]
+            pulled = aten.convolution_backward.default(rows, like, self._ready(way), None, *g.arguments, only_input)[0]
         return pulled.unflatten(0, w.shape[:2])
 
     @property
@@ -166,7 +165,7 @@ class Convolution(Map):
     def _ready(self, way: str, *, blocked: bool = False) -> Tensor:
         """The kernel for a way, with the scales in it, made once and rounded last. blocked: for `_conv2d`, if it may be."""
         scales = tuple(None if s is None else s.source for s in (self.outer, self.inner))
-        blocked = blocked and self.blocked and _has_onednn and self._served
+        blocked = blocked and self.blocked and self._has_blocks
         key = (self.operation, way, self.dtype, scales, blocked)
         if key not in self.packed:
             kernel = _PREPARED[way](_folded(self.weight, self.geometry, self.outer, self.inner), self.geometry)
@@ -175,8 +174,8 @@ class Convolution(Map):
         return self.packed[key]
 
     @property
-    def _served(self) -> bool:
-        return self.geometry.planar and self.dtype == torch.float32 and self.weight.device.type == "cpu"
+    def _has_blocks(self) -> bool:
+        return _has_onednn and self.geometry.planar and self.dtype == torch.float32 and self.weight.device.type == "cpu"
 
     def _in_blocks(self, kernel: Tensor, way: str) -> Tensor:
         g = self.geometry
