@@ -10,30 +10,15 @@ from collections.abc import Callable
 import pytest
 import torch
 from oracles.encoded import SPATIAL, encoder, images, relative
-from oracles.families import NETS
+from oracles.families import LIBRARY, NETS, library_net
 from oracles.lowered import a_point
 from torch import Tensor, nn
 
 from pullback.encoders import Encoder
-from pullback.encoders.torchvision_ops import import_timm, import_torchvision
 from pullback.encoders.twin import read_logits, twin
 from pullback.graph import plain_autograd
 
 WRITES_THROUGH_VIEWS = {"views"}  # the only ones that are left to autograd
-
-# Random weights, at sizes that leave the deepest stages a few pixels.
-LIBRARY = {
-    "torchvision:resnet18": 64,
-    "torchvision:squeezenet1_1": 47,
-    "torchvision:mobilenet_v2": 64,
-    "torchvision:mobilenet_v3_small": 64,
-    "torchvision:efficientnet_b0": 32,
-    "torchvision:shufflenet_v2_x1_0": 64,
-    "torchvision:googlenet": 64,
-    "timm:mobilenetv2_100?pad_type=same": 61,
-    "timm:efficientnet_lite0": 64,
-    "timm:repvgg_a0": 64,
-}
 
 
 def kept(out: object) -> object:
@@ -97,17 +82,6 @@ def test_stages_to_logits(name: str) -> None:
             (expected,) = torch.autograd.grad(out, leaf, w[None])
         assert relative(J.vm(w), expected[0]) < 1e-12
         assert_adjoint(J.mv, J.vm, w, a_point(*at.shape, seed=8))
-
-
-def library_net(spec: str) -> nn.Module:
-    library, _, name = spec.partition(":")
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        if library == "timm":
-            name, _, option = name.partition("?")
-            return import_timm().create_model(name, num_classes=10, **dict([option.split("=")] if option else []))
-        options = {"init_weights": False} if name == "googlenet" else {}
-        return import_torchvision().models.get_model(name, weights=None, num_classes=10, **options)
 
 
 @pytest.mark.parametrize("spec", LIBRARY)

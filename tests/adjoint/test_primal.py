@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from oracles.encoded import SPATIAL, encoder, images, relative
-from oracles.families import NETS
+from oracles.families import LIBRARY, NETS, library_net
 from oracles.lowered import a_point, drawn, network
 from oracles.taped import taped
 from torch import Tensor, nn
@@ -19,15 +19,6 @@ from pullback.encoders.twin import twin
 from pullback.graph import Point, Rule, Tape, plain_autograd
 
 ALWAYS, NEVER = 0.0, float("inf")
-LIBRARY = {
-    "torchvision:resnet18": 64,
-    "torchvision:squeezenet1_1": 47,
-    "torchvision:mobilenet_v3_small": 64,
-    "torchvision:googlenet": 64,
-    "torchvision:densenet121": 64,
-    "timm:mobilenetv2_100?pad_type=same": 61,
-    "timm:repvgg_a0": 64,
-}
 
 
 def both(run: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,11 +30,12 @@ def both(run: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
         return out.detach(), torch.autograd.grad(out, leaf, w)[0]
 
 
-def assert_same(found: Encoder, stage: int | str, x: Tensor, tolerance: float) -> None:
+def assert_same(found: Encoder, stage: int | str, x: Tensor, tolerance: float, flips: float | None = None) -> None:
+    """flips: what gates next to zero, which rounding may turn over, are allowed to change of the gradient."""
     quick, plain = both(found.stretch(stage, rules=primal_rules), x), both(found.stretch(stage), x)
-    for a, b in zip(quick, plain, strict=True):
+    for a, b, most in zip(quick, plain, (tolerance, flips or tolerance), strict=True):
         assert a.shape == b.shape
-        assert relative(a, b) < tolerance
+        assert relative(a, b) < most
 
 
 @pytest.mark.parametrize("worth", [ALWAYS, NEVER], ids=["ours", "autograd's"])
@@ -60,29 +52,14 @@ def test_every_family_and_every_awkward_network(
 
 @pytest.mark.parametrize("worth", [ALWAYS, NEVER], ids=["ours", "autograd's"])
 @pytest.mark.parametrize("name", list(LIBRARY))
-def test_networks_of_the_libraries_in_single_precision(
-    name: str, worth: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_networks_of_the_libraries(name: str, worth: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(primal, "_WORTH", worth)
     size = LIBRARY[name]
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        found = Encoder.from_module(_made(name), input_shape=(3, size, size))
-    x = a_point(1, 3, size, size, dtype=torch.float32)
-    for stage in range(1, found.depth + 1):
-        assert_same(found, stage, x, 2e-5)
-
-
-def _made(name: str) -> nn.Module:
-    from pullback.encoders.torchvision_ops import import_timm, import_torchvision
-
-    library, _, spec = name.partition(":")
-    model, _, option = spec.partition("?")
-    options = dict([option.split("=")]) if option else {}
-    if library == "timm":
-        return import_timm().create_model(model, **options)  # type: ignore[no-any-return]
-    options = {"init_weights": False} if model == "googlenet" else {}
-    return import_torchvision().models.get_model(model, weights=None, **options)  # type: ignore[no-any-return]
+    single = Encoder.from_module(library_net(name), input_shape=(3, size, size))
+    exact, x = single.double(), a_point(1, 3, size, size)
+    for stage in range(1, single.depth + 1):
+        assert_same(single, stage, x.float(), 2e-5, flips=0.02)
+        assert_same(exact, stage, x, 1e-12)
 
 
 def ruled(net: nn.Module, x: Tensor) -> tuple[Tape, list[str]]:
@@ -91,13 +68,13 @@ def ruled(net: nn.Module, x: Tensor) -> tuple[Tape, list[str]]:
     return tape, [tape.ops[i].name for i in primal_rules(tape, tape.input, tape.output)]
 
 
-def assert_run(net: nn.Module, x: Tensor, names: list[str]) -> None:
+def assert_run(net: nn.Module, x: Tensor, names: list[str], tolerance: float = 1e-12) -> None:
     """Exactly these operations have rules, and the replay with them is the network."""
     tape, found = ruled(net, x)
     assert sorted(found) == sorted(names)
     rules = primal_rules(tape, tape.input, tape.output)
     for a, b in zip(both(lambda t: tape.replay(t, [tape.output], rules=rules)[0], x), both(net, x), strict=True):
-        assert relative(a, b) < 1e-12
+        assert relative(a, b) < tolerance
 
 
 CONV, NORM = "convolution", "native_batch_norm"
@@ -127,6 +104,7 @@ def test_each_kind_of_convolution_with_the_norm_behind_it(
     monkeypatch.setattr(primal, "_WORTH", worth)
     net = drawn(nn.Sequential(conv, norm(conv.out_channels), nn.ReLU(inplace=True)))
     assert_run(net, a_point(3, 4, 9, 8), [CONV, NORM])
+    assert_run(net[:2].float(), a_point(1, 4, 9, 8, dtype=torch.float32), [CONV, NORM], 1e-5)  # type: ignore[index]
 
 
 @pytest.mark.parametrize("affine", [True, False])

@@ -93,3 +93,30 @@ FAMILIES: dict[str, Family] = {
 }
 
 NETS: dict[str, Awkward | Family] = {**AWKWARD, **FAMILIES}
+
+
+# Random weights, at sizes that leave the deepest stages a few pixels.
+LIBRARY = {
+    "torchvision:resnet18": 64,
+    "torchvision:squeezenet1_1": 47,
+    "torchvision:mobilenet_v2": 64,
+    "torchvision:mobilenet_v3_small": 64,
+    "torchvision:efficientnet_b0": 32,
+    "torchvision:shufflenet_v2_x1_0": 64,
+    "torchvision:googlenet": 64,
+    "torchvision:densenet121": 64,
+    "timm:mobilenetv2_100?pad_type=same": 61,
+    "timm:efficientnet_lite0": 64,
+    "timm:repvgg_a0": 64,
+}
+
+
+def library_net(spec: str) -> nn.Module:
+    library, _, name = spec.partition(":")
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        if library == "timm":
+            name, _, option = name.partition("?")
+            return import_timm().create_model(name, num_classes=10, **dict([option.split("=")] if option else []))
+        options = {"init_weights": False} if name == "googlenet" else {}
+        return import_torchvision().models.get_model(name, weights=None, num_classes=10, **options)

@@ -358,8 +358,7 @@ class Encoder:
                 tape = self.tape(batch.detach())
             else:
                 tape = own[n] if n in own else own.setdefault(n, self.tape(along.expand(n, *along.shape)))
-            end = self.point(tape, stage)
-            begin = self.point(tape, start)
+            begin, end = self.point(tape, start), self.point(tape, stage)
             if end.op < begin.op:
                 raise StageError(f"stage {stage!r} comes before stage {start!r}; go from shallow to deep")
             if rules is not None and tape not in found:
