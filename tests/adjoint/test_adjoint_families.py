@@ -86,7 +86,7 @@ def test_stages_to_logits(name: str) -> None:
 
 @pytest.mark.parametrize("spec", LIBRARY)
 def test_networks_of_the_libraries(spec: str) -> None:
-    net, side = twin(library_net(spec)), LIBRARY[spec]
+    net, side = twin(library_net(spec, num_classes=10)), LIBRARY[spec]
     J = Encoder.from_module(net, input_shape=(3, side, side)).jacobian(
         x := a_point(3, side, side, seed=1, dtype=torch.float32), "logits"
     )

@@ -55,7 +55,7 @@ def test_every_family_and_every_awkward_network(
 def test_networks_of_the_libraries(name: str, worth: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(primal, "_WORTH", worth)
     size = LIBRARY[name]
-    single = Encoder.from_module(library_net(name), input_shape=(3, size, size))
+    single = Encoder.from_module(library_net(name, num_classes=10), input_shape=(3, size, size))
     exact, x = single.double(), a_point(1, 3, size, size)
     for stage in range(1, single.depth + 1):
         assert_same(single, stage, x.float(), 2e-5, flips=0.02)

@@ -10,10 +10,10 @@ from itertools import pairwise
 import pytest
 import torch
 from oracles.awkward_nets import AWKWARD, SPATIAL, Awkward
+from oracles.families import library_net
 from torch import nn
 
 from pullback.encoders.encoder import Encoder
-from pullback.encoders.torchvision_ops import import_timm, import_torchvision
 from pullback.errors import EncoderError
 
 EXACT = "linear after global average pooling: exact class weights"
@@ -216,18 +216,6 @@ def central_field(chain: list[tuple[int, int, int, bool]], side: int) -> tuple[i
     for (k, s, p, _), n in zip(reversed(chain), reversed(sides[:-1]), strict=True):
         low, high = max(low * s - p, 0), min(high * s - p + k - 1, n - 1)
     return sides[-1], high - low + 1
-
-
-def library_net(spec: str) -> nn.Module:
-    """A network with random weights and batch norms as they are made, since only its structure matters here."""
-    library, _, name = spec.partition(":")
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        if library == "timm":
-            name, _, option = name.partition("?")
-            return import_timm().create_model(name, **dict([option.split("=")] if option else []))
-        options = {"init_weights": False} if name in ("googlenet", "vgg16_bn") else {}
-        return import_torchvision().models.get_model(name, weights=None, **options)
 
 
 def compare(encoder: Encoder, table: str, head: str) -> None:

@@ -111,12 +111,14 @@ LIBRARY = {
 }
 
 
-def library_net(spec: str) -> nn.Module:
+def library_net(spec: str, **options: object) -> nn.Module:
+    """A network with random weights and batch norms as they are made."""
     library, _, name = spec.partition(":")
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         if library == "timm":
             name, _, option = name.partition("?")
-            return import_timm().create_model(name, num_classes=10, **dict([option.split("=")] if option else []))
-        options = {"init_weights": False} if name == "googlenet" else {}
-        return import_torchvision().models.get_model(name, weights=None, num_classes=10, **options)
+            return import_timm().create_model(name, **options, **dict([option.split("=")] if option else []))
+        if name in ("googlenet", "vgg16_bn"):
+            options["init_weights"] = False
+        return import_torchvision().models.get_model(name, weights=None, **options)

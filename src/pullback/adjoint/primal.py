@@ -64,9 +64,11 @@ def primal_rules(tape: Tape, start: Point, end: Point) -> dict[int, Rule]:
         elif op.name == "convolution" and i in frozen:
             norm = _folded_norm(tape, i, end, readers)
             made = _convolution(tape, i, norm, packed)
-            if made is not None:
-                rules[i] = made
-                rules |= {} if norm is None else {norm: _passing_on(tape.ops[norm])}
+            if made is None:
+                continue
+            rules[i] = made
+            if norm is not None:
+                rules[norm] = _passing_on(tape.ops[norm])
     return rules
 
 
