@@ -7,6 +7,8 @@ values, SSIM of the de-normalised picture, that of the best floor (grey, each pi
 the relative feature misfit; then the seconds a picture. `--sheet FILE` draws the originals and every stage's pictures, as PNG.
 A picture that is given twice counts once.
 
+`--at 2,3` measures these stages alone.
+
 `--starts N` searches from N places around the start and prints instead how far the pictures lie apart, and how far that tells
 the error: rank correlations of the spread with the true distance from the image, over the pixels of a picture (mean) and over
 pictures.
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +29,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 import pullback as pb
+from pullback.encoders import Stage
 from pullback.graph import plain_autograd
 from pullback.images import load_image, write_whole
 from pullback.inversion.blind import blind_inverse, recipe_for
@@ -51,6 +55,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--start", choices=("taught", "mean"), default="taught")
     parser.add_argument("--starts", type=int, default=1)
+    parser.add_argument("--at", help="stages by number or name, with commas between; default: all")
     parser.add_argument("--sheet", help="a PNG file: a row for each picture, the original and then its stages")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = parser.parse_args()
@@ -69,6 +74,8 @@ def _measure(chosen: argparse.Namespace) -> None:
     check_budget(chosen.steps, None)  # a decoder would be taught before the search looks at it
     encoder = pb.load_encoder(chosen.encoder, weights=chosen.weights, preprocessing=chosen.preprocessing)
     loaded = {found.digest: found.image for found in map(load_image, chosen.pictures)}
+    asked = [s.name for s in encoder.stages] if chosen.at is None else chosen.at.split(",")
+    stages = [encoder.stage(int(name) if name.isdecimal() else name) for name in asked]
     images = torch.stack([encoder.preprocess(image) for image in loaded.values()])
     display = Display(tuple(encoder.preprocessing.mean), tuple(encoder.preprocessing.std))
     rgb = display.colours(images).clamp(0, 1)
@@ -83,11 +90,11 @@ def _measure(chosen: argparse.Namespace) -> None:
     if len(images) < len(chosen.pictures):
         print(f"Copies, left out: {len(chosen.pictures) - len(images)} of {len(chosen.pictures)} files.\n")
     if chosen.starts > 1:
-        _spreads(encoder, images, chosen)
+        _spreads(encoder, stages, images, chosen)
         return
     print("| stage | correlation | SSIM | best floor | over the floor | misfit | s a picture |\n" + "| --- " * 7 + "|")
     known = torch.ones(len(images), dtype=torch.bool)
-    for stage in encoder.stages:
+    for stage in stages:
         begun = time.perf_counter()
         found = [_inverse(encoder, image, stage.number, chosen) for image in images]
         seconds = (time.perf_counter() - begun) / len(images)
@@ -111,12 +118,12 @@ def _draw(columns: list[Tensor], sheet: str) -> None:
     write_whole(Path(sheet), png(to_image(rows)))
 
 
-def _spreads(encoder: pb.Encoder, images: Tensor, chosen: argparse.Namespace) -> None:
+def _spreads(encoder: pb.Encoder, stages: Sequence[Stage], images: Tensor, chosen: argparse.Namespace) -> None:
     """A table of how far the pictures of several starts lie apart, and what that tells of the error."""
     print("| stage | spread | error | over pixels | over pictures |\n" + "| --- " * 5 + "|")
     contrasts = (images - images.mean((2, 3), keepdim=True)).square().mean((1, 2, 3)).sqrt()
     known = contrasts > 0
-    for stage in encoder.stages:
+    for stage in stages:
         apart, errors, over_pixels = [], [], []
         for image, contrast in zip(images, contrasts, strict=True):
             found, misfits = _inverse(encoder, image, stage.number, chosen)

@@ -140,6 +140,12 @@ def test_copies_count_once_and_flat_pictures_are_told(blind_table: Script) -> No
 
 
 @pytest.mark.parametrize("starts", ["1", "2"])
+def test_the_stages_that_are_asked_for(starts: str, blind_table: Script) -> None:
+    lines = blind_table("0.png", "1.png", "--starts", starts, "--at", "layer3,1")
+    assert [cells(line)[0] for line in lines if line.startswith("| ")][2:] == ["3 layer3", "1 layer1"]
+
+
+@pytest.mark.parametrize("starts", ["1", "2"])
 def test_one_picture_has_no_interval(starts: str, blind_table: Script) -> None:
     for name in ("0.png", "black.png"):
         text = "\n".join(blind_table(name, "--starts", starts))
@@ -152,6 +158,7 @@ def test_one_picture_has_no_interval(starts: str, blind_table: Script) -> None:
         (("nowhere.png",), "nowhere.png"),
         (("0.png", "--weights", "nowhere.pt"), "nowhere.pt"),
         (("0.png", "--steps", "0"), "steps=0"),
+        (("0.png", "--at", "5"), "5"),
         (("0.png", "--sheet", "nowhere/sheet.png"), "nowhere/sheet.png"),
     ],
 )
