@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -186,9 +187,12 @@ def _one(
         told=told,
     )
     text = record_json(explanation, run=run)
+    with ThreadPoolExecutor(1) as beside:  # most of both is the packing of pictures, which leaves Python to the other
+        drawn = beside.submit(lambda: png(panel(explanation)))
+        html = page(explanation).encode()
     files = {
-        folder / f"{job.stem}.html": page(explanation).encode(),
-        folder / f"{job.stem}.png": png(panel(explanation)),
+        folder / f"{job.stem}.html": html,
+        folder / f"{job.stem}.png": drawn.result(),
         folder / f"{job.stem}.json": text.encode(),
     }
     write_together(files)

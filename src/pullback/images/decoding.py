@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base
@@ -66,9 +67,22 @@ def decode(source: str | Path | Image.Image) -> Decoded:
     with stream, _one_error(str(path)):
         if not stream.peek(1):
             raise ImageError(f"{path} is empty (0 bytes): copy or download it again")
-        Image.init()  # an older Pillow lacks some formats, and Image.open fails on a name that it does not know
-        with Image.open(stream, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+        with _opened(stream) as image:
             return _upright(image, path.name)
+
+
+def _opened(stream: BinaryIO) -> Image.Image:
+    """By the formats that Pillow has at hand, which takes it no time, or else by all of them."""
+    Image.preinit()
+    with suppress(UnidentifiedImageError):
+        return Image.open(stream, formats=_known())
+    Image.init()
+    return Image.open(stream, formats=_known())
+
+
+def _known() -> list[str]:
+    """An older Pillow lacks some formats, and `Image.open` fails on a name that it does not know."""
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _upright(image: Image.Image, name: str) -> Decoded:
