@@ -163,6 +163,27 @@ def test_a_bad_picture_among_good_ones_is_listed_and_the_others_are_done(run: Ru
     assert "is not a picture that can be read" in Path("out/index.html").read_text()
 
 
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+def test_no_report_replaces_the_picture_or_the_mask_that_it_is_of(
+    linked: bool, overwrite: tuple[str, ...], run: Run
+) -> None:
+    """`--out .` beside them, or a folder in which a link has the name of a report's file."""
+    Path("photo.png").write_bytes(Path(saved("made.png", picture())).read_bytes())
+    Path("shot.jpg").write_bytes(Path(saved("made.jpg", picture(seed=1))).read_bytes())
+    Image.new("L", (40, 36), 255).save("shot.png")
+    out = Path("reports") if linked else Path()
+    if linked:
+        out.mkdir()
+        for name in ("photo.png", "shot.png"):
+            os.link(name, out / name)
+    before = {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    for asked in (["photo.png"], ["shot.jpg", "--mask", "shot.png"]):
+        ran = run(*asked, "--out", out, *overwrite)
+        assert ran.status == 2 and "give another folder to --out" in ran.error and asked[-1] in ran.error
+    assert {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before
+
+
 def test_the_longest_file_names_get_reports_with_shorter_ones(run: Run) -> None:
     """Names are counted in bytes: a letter may take several, and ".html" takes one more than ".png"."""
     stems = ["n" * 250 + "1", "n" * 250 + "2", "n" * 250, "é" * 125 + "n", "漢" * 83]

@@ -66,6 +66,14 @@ def test_page_needs_no_other_file_and_runs_no_script(explain):
     assert any("default-src 'none'" in (attributes.get("content") or "") for _, attributes in reader.tags)
 
 
+def test_the_number_of_channels_is_no_share_of_the_image(explain):
+    made = explain()
+    areas = {"channels": 8.0, "smallest": 0.25, "median": 0.5, "largest": 1.0}
+    certificates = (dataclasses.replace(made.certificates[0], areas=areas),)
+    said = text(page(dataclasses.replace(made, certificates=certificates)))
+    assert "areas of the strongest channels channels 8, smallest 25.0 %, median 50.0 %, largest 100 %" in said
+
+
 def test_what_comes_from_outside_is_shown_as_text(explain):
     plain, hostile = explain(), explain(name=HOSTILE)
     picture = dataclasses.replace(

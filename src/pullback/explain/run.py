@@ -38,6 +38,7 @@ from pullback.report import Guess, IndexEntry, index, page, panel, record_json, 
 
 BUNDLED_SCENE = 20_000_007  # a seed that the embedded encoder was never trained on
 INDEX = "index"
+_SUFFIXES = ("html", "png", "json")  # of a report's files
 _LONGEST_STEM = 255 - len(".html")  # bytes; what is written first, beside it, has a short name of its own
 
 
@@ -61,6 +62,7 @@ def explain_all(options: Options, progress: Progress) -> Path:
     device = _device(options.device)
     jobs = _jobs(options)
     with output_folder(options.out) as folder:
+        _check_inputs_stay(folder, jobs)
         return _explain_into(folder, jobs, options, device, progress)
 
 
@@ -132,6 +134,22 @@ def _jobs(options: Options) -> list[_Job]:
         jobs.append(_Job(file, mask, next(free)))
         taken.add(jobs[-1].stem.casefold())
     return jobs
+
+
+def _check_inputs_stay(folder: Path, jobs: list[_Job]) -> None:
+    """Raise OptionError where a report would be written over a picture or a mask that is read."""
+    read = {_file(path) for job in jobs for path in (job.source, job.mask) if path is not None and path.exists()}
+    for path in (folder / f"{job.stem}.{suffix}" for job in jobs for suffix in _SUFFIXES):
+        if path.exists() and _file(path) in read:
+            raise OptionError(
+                f"{path} is a picture or a mask that is read here, and the report would replace it: give another folder to --out"
+            )
+
+
+def _file(path: Path) -> tuple[int, int]:
+    """The same for all names of one file."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _short(stem: str) -> str:
