@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,3 +177,42 @@ def test_progress_and_notes_go_to_stderr(recipe: Recipe, run: Run) -> None:
     assert ran.out == "index.html\n"
     assert ran.err.splitlines()[0] == "[0/2] photo.jpg: stages"
     assert ran.err.splitlines()[-1] == "nothing was assumed"
+
+
+PROCESS = """
+import atexit, sys
+from pullback.cli import program
+class Late:
+    def __del__(self): print("taken apart")
+late = Late()
+atexit.register(print, "farewell")
+sys.argv[1:] = {arguments}
+program()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "out", "err"),
+    [
+        (["--version"], 0, f"pullback {pullback.__version__}\nfarewell\n", ""),
+        (
+            ["explain", "none.png", "--out", "{folder}"],
+            2,
+            "farewell\n",
+            "pullback: none.png does not exist: check the name\n",
+        ),
+    ],
+)
+def test_a_process_says_farewell_and_ends_without_taking_python_apart(
+    arguments: list[str], status: int, out: str, err: str, tmp_path: Path
+) -> None:
+    arguments = [a.format(folder=tmp_path / "out") for a in arguments]
+    code = PROCESS.format(arguments=arguments)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (status, out, err)
+
+
+def test_a_process_without_streams_ends_as_python_does() -> None:
+    code = "import sys; sys.stdout = sys.stderr = None; sys.argv[1:] = ['--version']; from pullback.cli import program; program()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

@@ -130,6 +130,11 @@ class Convolution(Map):
         return replace(self, dtype=dtype)
 
     @property
+    def in_phases(self) -> bool:
+        """Whether its pull is one dense convolution to all phases of its stride: a stem's."""
+        return _way(self.weight, self.geometry) == "phases"
+
+    @property
     def takes_single_channels(self) -> bool:
         """Whether `by_channel` and `reach` say all of its pull."""
         return _way(self.weight, self.geometry) == "flipped" and self.geometry.groups == self.geometry.inner[0] == 1

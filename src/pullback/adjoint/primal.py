@@ -145,7 +145,8 @@ class _Convolve(torch.autograd.Function):
 
 def _convolving(map: Convolution, bias: Tensor | None) -> Rule:
     large = map.weight.numel() >= _LARGE or 2 * map.weight.numel() * prod(map.geometry.outer[2:]) >= _WORTH
-    kernel, arguments = None if large else map.kernel(), map.geometry.arguments
+    ours = large or map.in_phases  # twice as quick as autograd's
+    kernel, arguments = None if ours else map.kernel(), map.geometry.arguments
 
     def run(x: Tensor, *args: Any) -> Tensor:
         if kernel is not None:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from pullback.cli.program import main
+from pullback.cli.program import main, program
 
-__all__ = ["main"]
+__all__ = ["main", "program"]

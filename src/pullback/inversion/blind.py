@@ -136,9 +136,13 @@ def blind_inverse(
         """Derivative of the summed loss in z, and the misfit (B,): a sum, so no item feels another."""
         x = picture(z).requires_grad_()
         with torch.enable_grad():
-            misfit = misfits(x.clone(), run)  # a network may begin with an operation in place, which a leaf refuses
-            (slope,) = torch.autograd.grad(misfit.sum(), x) if misfit.requires_grad else (torch.zeros_like(x),)
-        return recipe.amplitude * prior.root_transpose(slope) + 2 * recipe.tau * z, misfit.detach()
+            found = run(x.clone())  # a network may begin with an operation in place, which a leaf refuses
+            missing = found.detach() - target
+            norms = _norms(missing)
+            weights = torch.where(norms > 0, 1 / (norms * scale), 0).reshape(-1, *(1,) * (missing.ndim - 1))
+            loss = (found * (weights * missing)).sum()  # with the gradient of ||missing|| / scale
+            (slope,) = torch.autograd.grad(loss, x) if loss.requires_grad else (torch.zeros_like(x),)
+        return recipe.amplitude * prior.root_transpose(slope) + 2 * recipe.tau * z, norms / scale
 
     @torch.no_grad()
     def search(run: Map, patient: bool, steps: int | None) -> _Search:
@@ -222,7 +226,7 @@ def _lost(start: Tensor, misfit: Tensor) -> bool:
 
 
 def _norms(features: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(features.flatten(1), dim=1)
+    return torch.linalg.vector_norm(features, dim=tuple(range(1, features.ndim)))
 
 
 def _affordable(clock: list[float], seconds: float, most: int | None) -> int:

@@ -226,7 +226,8 @@ class BlindMethod(_WholeStages):
         starts: int = 1,
     ) -> BlindResult:
         """The blind inverse of one target (C, H, W), without neighbours but for its own further starts."""
-        encoder, batch = self.opened.encoder, target.expand(starts, *target.shape)
+        encoder = self.opened.encoder
+        batch = target.expand(starts, *target.shape).contiguous(memory_format=torch.channels_last)  # as features come
 
         def leaking(slope: float) -> Callable[[Tensor], Tensor]:
             return encoder.stretch(level, rules=partial(search_rules, slope=slope))
