@@ -2,8 +2,8 @@
 
     Xhat - mu = C J^T z,    (J C J^T + ridge * m * I) z = r,    r = F - b - J mu,    m = mean diagonal of J C J^T
 
-The same picture is R y with C = R R^T and y the minimum of `||J R y - r||^2 + ridge * m * ||y||^2`. That is how it is solved, by
-conjugate gradients on the least-squares problem (CGLS; Hestenes and Stiefel 1952, Bjorck 1996) in the white coordinates y of
+The same picture is S y with C = S S^T and y the minimum of `||J S y - r||^2 + ridge * m * ||y||^2`. That is how it is solved, by
+conjugate gradients on the least-squares problem (CGLS; Hestenes and Stiefel 1952, Bjorck 1996) in the white DCT coefficients y of
 the image, for several right-hand sides at once: each step lowers the objective, so that a few already explain most of the
 features, whereas the same algorithm in feature space, on z, is still far off after a hundred. Needs only `J v`, `J^T w` and the
 prior. With an image's own features `r = J (x - mu)` and the picture is the signal space of the stage at `x`: gates and `b` come
@@ -33,7 +33,7 @@ LADDER = (2, 3, 5, 8, 12, 20, 30, 50, 80, 130, 200, 320, 500)
 class Solution:
     """What conjugate gradients reached for K right-hand sides.
 
-    delta (K, *in) = R y is the picture without mu. misfit (K,) is ||J delta - r|| / ||r||, which at the solution is what the
+    delta (K, *in) = S y is the picture without mu. misfit (K,) is ||J delta - r|| / ||r||, which at the solution is what the
     ridge leaves unexplained. relative_residual (K,) is the gradient of the objective at y over that at 0, computed anew at the
     end: 0 at the solution. Both are 0 for r = 0. `steps` were taken; asking for that number gives the same bits again.
     iterations (K,) says where each right-hand side stopped.
@@ -79,13 +79,13 @@ class WienerSolver:
         self._scale: dict[tuple[torch.dtype, torch.device], float] = {}
 
     def scale(self, like: Tensor) -> float:
-        """`m`, the mean diagonal of J C J^T: `E ||C^(1/2) J^T v||^2 / size(v)` over random signs v; one `vm` for all probes."""
+        """`m`, the mean diagonal of J C J^T: `E ||S^T J^T v||^2 / size(v)` over random signs v; one `vm` for all probes."""
         key = (like.dtype, like.device)
         if key not in self._scale:
             generator = torch.Generator().manual_seed(self.seed)
             shape = (self.probes, *self.out_shape)
             signs = torch.randint(0, 2, shape, generator=generator, device="cpu").to(like) * 2 - 1
-            m = float(self.prior.root_transpose(self.vm(signs)).square().sum() / signs.numel())
+            m = float(self.prior.analysis(self.vm(signs)).square().sum() / signs.numel())
             if not 0 < m < float("inf"):
                 raise NumericsError(f"the mean diagonal of J C J^T is {m}: this stage does not react to the image here")
             self._scale[key] = m
@@ -109,8 +109,8 @@ class WienerSolver:
         start = time.perf_counter()
         ridge = self.ridge * self.scale(residuals)
         second = start
-        left = residuals.clone()  # r - J R y
-        descent = self.prior.root_transpose(self.vm(left))  # -1/2 gradient: R^T J^T left - ridge y
+        left = residuals.clone()  # r - J S y
+        descent = self.prior.analysis(self.vm(left))  # -1/2 gradient: S^T J^T left - ridge y
         y, p = torch.zeros_like(descent), descent.clone()
         power = first = _dot(descent, descent)  # (K,)
         goal = tolerance**2 * first
@@ -118,11 +118,11 @@ class WienerSolver:
         iterations = torch.zeros_like(active, dtype=torch.long)
         done, limit = 0, (steps or 2) if seconds is None else min(steps or 2, 2)
         while done < limit and bool(active.any()):
-            q = self.mv(self.prior.root(p))
+            q = self.mv(self.prior.synthesis(p))
             alpha = _where(active, power / (_dot(q, q) + ridge * _dot(p, p)))
             y += _spread(alpha, y) * p
             left -= _spread(alpha, left) * q
-            descent = self.prior.root_transpose(self.vm(left)) - ridge * y
+            descent = self.prior.analysis(self.vm(left)) - ridge * y
             new = _dot(descent, descent)
             p = torch.where(_spread(active, p), descent + _spread(_where(active, new / power), p) * p, p)
             power = torch.where(active, new, power)
@@ -136,9 +136,9 @@ class WienerSolver:
                 limit = rung(LADDER, fitting, steps)
             if seconds is not None and done > 2 and _now(y) - start > seconds:
                 break
-        delta = self.prior.root(y)
+        delta = self.prior.synthesis(y)
         left = residuals - self.mv(delta)
-        descent = self.prior.root_transpose(self.vm(left)) - ridge * y
+        descent = self.prior.analysis(self.vm(left)) - ridge * y
         misfit = _ratio(left, _dot(residuals, residuals))
         relative = _ratio(descent, first)
         if not bool((torch.isfinite(relative) & torch.isfinite(misfit)).all()):
