@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
+from math import prod
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,7 @@ from pullback.adjoint.applied import Applied
 from pullback.adjoint.compiled import kernels
 from pullback.adjoint.convolution import Packed
 from pullback.adjoint.gated import FEWEST, Gated, columns, mixed
-from pullback.adjoint.maps import Shape
+from pullback.adjoint.maps import Shape, laid_out
 from pullback.adjoint.rules import lowered
 from pullback.adjoint.schedule import WAYS, Edge, Segment, Way, scheduled, simplified
 from pullback.adjoint.single import one_channel_each, sharpened
@@ -167,7 +168,8 @@ class Program:
 
     def working_bytes(self, way: Way, batch: int) -> int:
         """Bytes that a product on `batch` rows holds at most, beside what is kept."""
-        held = most = 0
+        given = self.value.shape if way == "pull" else self.in_shape
+        held = most = batch * prod(given)  # a copy with the channels innermost
         rows = batch
         for segment in self._schedules[way]:
             rows = min(rows, segment.batch or rows)
@@ -205,6 +207,8 @@ class Program:
             for part, into in zip(rows.split(size), made.split(size), strict=True):
                 given = part.clone() if part.is_inference() else part  # which autograd would not take
                 schedule = self._dense(way, given) if live is None else live
+                if schedule is self._schedules[way]:
+                    given = laid_out(given)  # once, where most local Jacobians want it so
                 _fill(into[:, None], schedule, given.to(self.dtype)[:, None])
             for segment in self._live_segments(way):
                 segment.rest()
