@@ -10,6 +10,7 @@ from oracles.families import FAMILIES
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pullback.encoders import Encoder
 from pullback.encoders.splitting import find, name_of, split
 from pullback.encoders.twin import read_logits, twin
 from pullback.errors import EncoderError, StageError
@@ -293,3 +294,36 @@ def test_find_gives_the_value_that_a_module_returned() -> None:
     tape = taped(PLAIN)
     assert tape.shapes[find(tape, "level2.3").tensor] == (1, 8, 16, 16)
     assert tape.shapes[find(tape, "fc").tensor] == (1, 5)
+
+
+class Swapping(nn.Module):
+    """Two blocks of equal shapes, in an order that the image decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU())
+        self.one, self.two = (nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU()) for _ in range(2))
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = (self.one, self.two) if x.mean() > 0 else (self.two, self.one)
+        return self.fc(second(first(self.stem(x))).mean((2, 3)))
+
+
+def test_no_stage_is_the_output_of_another_module_than_its_name_says() -> None:
+    net = Swapping()
+    encoder = Encoder.from_module(net, input_shape=(3, 32, 32))
+    names = [s.name for s in encoder.stages]
+    assert set(names) == {"stem", "one", "two"}
+    recorded, other = (torch.full((3, 32, 32), v) for v in ((1.0, -1.0) if names[1] == "one" else (-1.0, 1.0)))
+    first = getattr(net, names[1])
+    with torch.no_grad():
+        assert torch.allclose(encoder.features(recorded, names[1]), first(net.stem(recorded[None]))[0], atol=1e-6)
+    for ask in (encoder.features, encoder.jacobian):
+        for stage in (1, 2, names[1], names[2]):
+            with pytest.raises(StageError, match=r"another path through the network: stages stem .* name stages"):
+                ask(other, stage)
+    stem = Encoder.from_module(net, stages=["stem"], input_shape=(3, 32, 32))
+    for image in (recorded, other):
+        with torch.no_grad():
+            assert torch.allclose(stem.features(image, 1), net.stem(image[None])[0], atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,9 +18,9 @@ from torch import Tensor, nn
 from pullback.adjoint import Asked, Packed, Program, Unsupported, discrepancy, vjp_discrepancy
 from pullback.encoders.naming import class_index
 from pullback.encoders.preprocessing import Preprocessing, assumed_preprocessing, checked_shape
-from pullback.encoders.splitting import Boundary, find, split
+from pullback.encoders.splitting import Boundary, find, split, split_alike
 from pullback.encoders.stages import Head, Stage, describe_head, describe_stages, stage_table
-from pullback.encoders.twin import hook_notes, moved, read_logits, tensors_of, twin
+from pullback.encoders.twin import Followed, buffers_of, hook_notes, moved, read_logits, renew, tensors_of, twin
 from pullback.encoders.weights import digest
 from pullback.errors import ClassError, EncoderError, ImageError, NumericsError, OptionError, StageError
 from pullback.graph import Point, Rule, Tape, plain_autograd, record, vjp
@@ -53,6 +54,7 @@ class Encoder:
         notes: Sequence[str],
         source: str | None,
         reach: Iterable[Tensor] | None = None,
+        followed: Sequence[Followed] = (),
     ) -> None:
         self.module = module
         self.name = name
@@ -60,6 +62,7 @@ class Encoder:
         self.input_shape = input_shape
         self._stage_names = tuple(stage_names) if stage_names is not None else None
         self._digest = source
+        self._followed = list(followed)
         self._seen = self._versions()
         self._tapes: OrderedDict[tuple[Any, ...], Tape] = OrderedDict()
         self._splits: WeakKeyDictionary[Tape, tuple[Boundary, ...]] = WeakKeyDictionary()
@@ -124,6 +127,7 @@ class Encoder:
             notes=(*notes, *hook_notes(copied)),
             source=weights_digest,
             reach=tensors_of(copied, memo),
+            followed=buffers_of(module, memo),
         )
 
     def _checked_tape(self, example: Tensor, reach: Iterable[Tensor] | None) -> Tape:
@@ -212,10 +216,10 @@ class Encoder:
     def weights_digest(self) -> str:
         """SHA-256 over the names and bytes of the parameters and buffers that the encoder was made with, as they are now.
 
-        A change in place by an optimizer, `load_state_dict` or under `torch.no_grad` is followed. One through `.data` is
-        not, since torch keeps no count of those, and neither are numbers derived from the weights: make the encoder anew.
+        A change in place by an optimizer, by training, `load_state_dict` or under `torch.no_grad` is followed. Make the encoder
+        anew after one through `.data`, which torch does not count, and where a tensor is replaced or derived from the weights.
         """
-        self._follow_parameters()
+        self._follow()
         if self._digest is None:
             self._digest = digest(self.module)
         return self._digest
@@ -228,9 +232,10 @@ class Encoder:
         return self.classes[index] if self.classes else f"class {index}"
 
     def to(self, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Encoder:
-        """The same encoder on another device or in another floating-point type (a copy). Raises OptionError."""
+        """A copy on another device or in another floating-point type, with the weights as they are now. Raises OptionError."""
+        self._follow()
         with torch.inference_mode(False):
-            copied = moved(twin(self.module), device, dtype)
+            copied = moved(copy.deepcopy(twin(self.module)), device, dtype)
         return Encoder(
             copied,
             name=self.name,
@@ -287,20 +292,24 @@ class Encoder:
             x = x.detach()
             return (x.clone() if x.is_inference() else x).to(self.device, self.dtype)
 
-    def _follow_parameters(self) -> None:
-        """Forget what was derived from parameters that have changed in place since (they share storage with the user's)."""
+    def _follow(self) -> None:
+        """Forget what was derived from parameters and buffers of the user's module that have changed in place since.
+
+        Parameters share their storage with it; buffers, which a run may write, are copied again.
+        """
         versions = self._versions()
         if versions != self._seen:
             self._seen = versions
+            renew(self._followed)
             self._tapes.clear()
             self._digest = None
 
     def _versions(self) -> tuple[int, ...]:
-        return tuple(p._version for p in self.module.parameters())
+        return (*(p._version for p in self.module.parameters()), *(f.original._version for f in self._followed))
 
     def tape(self, batch: Tensor) -> Tape:
         """The tape for a batch (N, C, H, W): one for each batch shape, or one for each image where its numbers steer the run."""
-        self._follow_parameters()
+        self._follow()
         key = (*batch.shape, batch.dtype, batch.device)
         if key in self._tapes:
             self._tapes.move_to_end(key)
@@ -317,17 +326,8 @@ class Encoder:
 
     def _boundaries(self, tape: Tape) -> tuple[Boundary, ...]:
         if tape not in self._splits:
-            self._splits[tape] = self._checked_split(tape)
+            self._splits[tape] = split_alike(tape, self._stage_names, [(s.name, s.channels) for s in self.stages])
         return self._splits[tape]
-
-    def _checked_split(self, tape: Tape) -> tuple[Boundary, ...]:
-        found = split(tape, self._stage_names)
-        if [b.shape[0] for b in found] != [s.channels for s in self.stages]:
-            raise StageError(
-                f"this image takes another path through the network: stages {[b.name for b in found]} instead of"
-                f" {[s.name for s in self.stages]}; name stages that every path crosses with stages="
-            )
-        return found
 
     def point(self, tape: Tape, stage: StageName) -> Point:
         """Where a stage (0 = the image, 1..L, its name), "logits", or any module's output lies on a tape."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -61,6 +61,30 @@ def split(tape: Tape, names: Sequence[str] | None = None) -> tuple[Boundary, ...
     return tuple(
         Boundary(p, name_of(tape, p, after=before.op), _chw(tape, p)) for before, p in zip(starts, kept, strict=False)
     )
+
+
+def split_alike(tape: Tape, names: Sequence[str] | None, expected: Sequence[tuple[str, int]]) -> tuple[Boundary, ...]:
+    """`split` of one image's run, where stages are expected that have these names and channels.
+
+    A stage may end in another branch here. Raises StageError where the channels differ, or where a stage would not be the
+    output of the module that it is named after, though that module runs.
+    """
+    found = split(tape, names)
+    differing = [b.shape[0] for b in found] != [channels for _, channels in expected]
+    if differing or any(b.name != name and _runs(tape, name) for b, (name, _) in zip(found, expected, strict=True)):
+        raise StageError(
+            f"this image takes another path through the network: stages {_listed((b.name, b.shape[0]) for b in found)} instead"
+            f" of {_listed(expected)}; name stages that every path crosses with stages="
+        )
+    return found
+
+
+def _runs(tape: Tape, name: str) -> bool:
+    return bool(tape.returned_by(name.partition("#")[0]))
+
+
+def _listed(stages: Iterable[tuple[str, int]]) -> str:
+    return ", ".join(f"{name} ({channels} channels)" for name, channels in stages)
 
 
 def _chw(tape: Tape, p: Point) -> tuple[int, int, int]:
