@@ -4,8 +4,8 @@
 
 For each stage the mean over the pictures, with its 95 % bootstrap interval: correlation with the image over all preprocessed
 values, SSIM of the de-normalised picture, that of the best floor (grey, each picture's mean colour, or its 8 x 8 thumbnail), and
-the relative feature misfit; then the seconds a picture. `--sheet FILE` draws the originals and every stage's pictures, as PNG.
-A picture that is given twice counts once.
+the relative feature misfit; then the seconds a picture. Above the stages the floors themselves, by the same measures.
+`--sheet FILE` draws the originals and every stage's pictures, as PNG. A picture that is given twice counts once.
 
 `--at 2,3` measures these stages alone.
 
@@ -82,8 +82,10 @@ def _measure(chosen: argparse.Namespace) -> None:
     columns = [rgb]
     if chosen.sheet:
         _draw(columns, chosen.sheet)  # a place that cannot be written is met before the work
-    of_floors = zip(*(floors(image, display).values() for image in images), strict=True)
-    floor = torch.stack([_ssims(display.colours(torch.stack(f)).clamp(0, 1), rgb) for f in of_floors]).amax(0)
+    of_floors = [floors(image, display) for image in images]
+    ground = {name: torch.stack([found[name] for found in of_floors]) for name in of_floors[0]}
+    level = {name: _ssims(display.colours(pictures).clamp(0, 1), rgb) for name, pictures in ground.items()}
+    floor = torch.stack(list(level.values())).amax(0)
     print(
         f"{encoder.name}, {len(images)} pictures of {tuple(images.shape[2:])}, {chosen.steps} steps, start: {chosen.start}\n"
     )
@@ -93,24 +95,29 @@ def _measure(chosen: argparse.Namespace) -> None:
         _spreads(encoder, stages, images, chosen)
         return
     print("| stage | correlation | SSIM | best floor | over the floor | misfit | s a picture |\n" + "| --- " * 7 + "|")
+    for name, pictures in ground.items():
+        print(_row(name, _correlations(pictures, images), level[name], floor), flush=True)
     known = torch.ones(len(images), dtype=torch.bool)
     for stage in stages:
         begun = time.perf_counter()
         found = [_inverse(encoder, image, stage.number, chosen) for image in images]
         seconds = (time.perf_counter() - begun) / len(images)
         pictures, misfits = (torch.cat(parts) for parts in zip(*found, strict=True))
-        near = torch.tensor([correlation(a, b) for a, b in zip(pictures, images, strict=True)])
+        near = _correlations(pictures, images)
         known &= near.isfinite()
         columns.append(display.colours(pictures).clamp(0, 1))
         alike = _ssims(columns[-1], rgb)
-        cells = [
-            f"{stage.number} {stage.name}", _interval(near, 3), _interval(alike, 2), f"{float(floor.mean()):.2f}",
-            _interval(alike - floor, 2), f"{float(misfits.mean()):.2f}", f"{seconds:.1f}",
-        ]  # fmt: skip
-        print("| " + " | ".join(cells) + " |", flush=True)
+        last = f"{float(misfits.mean()):.2f}", f"{seconds:.1f}"
+        print(_row(f"{stage.number} {stage.name}", near, alike, floor, *last), flush=True)
         if chosen.sheet:
             _draw(columns, chosen.sheet)
     _tell_without(known, "Flat, or drawn flat, and so without correlation")
+
+
+def _row(name: str, near: Tensor, alike: Tensor, floor: Tensor, misfit: str = "–", seconds: str = "–") -> str:
+    """A line of the table: what is called `name`, its correlations, SSIMs and those of the best floors (pictures,)."""
+    likeness = _interval(near, 3), _interval(alike, 2), f"{float(floor.mean()):.2f}", _interval(alike - floor, 2)
+    return "| " + " | ".join((name, *likeness, misfit, seconds)) + " |"
 
 
 def _draw(columns: list[Tensor], sheet: str) -> None:
@@ -163,6 +170,10 @@ def _inverse(encoder: pb.Encoder, image: Tensor, level: int, chosen: argparse.Na
             retreat=careful,
         )
     return found.x, found.misfit
+
+
+def _correlations(a: Tensor, b: Tensor) -> Tensor:
+    return torch.tensor([correlation(x, y) for x, y in zip(a, b, strict=True)])
 
 
 def _ssims(a: Tensor, b: Tensor) -> Tensor:

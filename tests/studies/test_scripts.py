@@ -11,6 +11,7 @@ import torch
 from oracles.command import picture
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 import pullback as pb
 from pullback.studies.results import Results
@@ -142,7 +143,24 @@ def test_copies_count_once_and_flat_pictures_are_told(blind_table: Script) -> No
 @pytest.mark.parametrize("starts", ["1", "2"])
 def test_the_stages_that_are_asked_for(starts: str, blind_table: Script) -> None:
     lines = blind_table("0.png", "1.png", "--starts", starts, "--at", "layer3,1")
-    assert [cells(line)[0] for line in lines if line.startswith("| ")][2:] == ["3 layer3", "1 layer1"]
+    names = [cells(line)[0] for line in lines if line.startswith("| ")][2:]
+    beside = ["constant 0.5", "mean colour", "8x8 thumbnail"] if starts == "1" else []
+    assert names == [*beside, "3 layer3", "1 layer1"]
+
+
+def test_the_floors_stand_beside_the_stages_by_the_same_measures(blind_table: Script) -> None:
+    """By hand, of one picture: what its mean colour and its block means tell of it."""
+    rows = {name: rest for name, *rest in map(cells, blind_table("0.png", "--at", "1"))}
+    with Image.open("0.png") as opened:
+        x = pb.load_encoder("builtin:scenes").preprocess(opened).double()
+    blocks = x.unflatten(1, (8, -1)).unflatten(3, (8, -1)).mean((2, 4))
+    enlarged = interpolate(blocks[None], x.shape[1:], mode="bicubic")[0]
+    for name, floor in (("mean colour", x.mean((1, 2), keepdim=True).expand_as(x)), ("8x8 thumbnail", enlarged)):
+        near = torch.corrcoef(torch.stack([floor.flatten(), x.flatten()]))[0, 1]
+        assert float(rows[name][0]) == pytest.approx(float(near), abs=6e-4)
+    best = max(float(rows[name][1]) for name in ("constant 0.5", "mean colour", "8x8 thumbnail"))
+    assert float(rows["mean colour"][2]) == float(rows["1 layer1"][2]) == best
+    assert rows["mean colour"][4:] == ["–", "–"]
 
 
 @pytest.mark.parametrize("starts", ["1", "2"])
