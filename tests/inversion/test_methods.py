@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -376,12 +375,6 @@ def test_without_a_last_gate_every_gate_leaks() -> None:
     tape = encoder.tape(image(size=8)[None])
     assert len(leaky_rules(tape, tape.input, encoder.point(tape, 2), 0.2)) == 1
     assert len(leaky_rules(tape, tape.input, encoder.point(tape, 1), 0.2)) == 0
-
-
-@pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a planted fault draws is kept for no other test."""
-    monkeypatch.setenv("PULLBACK_CACHE", str(tmp_path))
 
 
 @pytest.fixture

@@ -5,9 +5,10 @@ And the decoder that the blind inverse may start from, as a draft of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from pullback.graph import plain_autograd
 from pullback.inversion.blind import START, BlindResult, Recipe, blind_inverse, near_zero, recipe_for
 from pullback.inversion.kept import kept
 from pullback.inversion.leaky import search_rules
-from pullback.inversion.methods import Drawn, combined
+from pullback.inversion.methods import NOTHING, Drawn, combined
 from pullback.inversion.opened import Opened
 from pullback.inversion.prior import Prior
 from pullback.inversion.seeds import channel_seeds
@@ -50,7 +51,10 @@ class WienerMethod:
 
     mode = "Wiener"
     called = "signal space"
-    caption = "the part of the image that the stage is sensitive to; gates and bias come from the image itself"
+    caption = (
+        "signal space at this image: what a linear solve through its own gates and bias makes of the features, under a "
+        "natural-image prior"
+    )
     natural = True
     confined = True  # before the prior spreads it
 
@@ -152,12 +156,14 @@ class BlindMethod(_WholeStages):
         taught = self.start == "taught"
         self.mode = "blind" if taught else "blind, from the mean colour"
         begun = "what a decoder taught on synthetic pictures draws from them" if taught else "the mean colour"
-        self.caption = f"an image whose features match, searched from {begun} under a natural-image prior"
+        self.caption = (
+            f"an image searched for features as near as possible to these, from {begun}, under a natural-image prior; "
+            "the feature misfit says how near"
+        )
 
     def whole(self, level: int, features: Tensor | None = None) -> Drawn:
-        self.opened.measure(level)  # an image without features has nothing to be searched for
-        target = self.opened.levels[level] if features is None else features
-        scale = target.norm() if bool(target.any()) else self.opened.levels[level].norm()
+        target = self.opened.measure(level).features if features is None else features
+        scale = self._scale(level, target, self.opened.levels[level])
         found = self._search(level, target, scale, self.steps, self.seconds, BOLD, CAREFUL, self.starts)
         nearest = int(found.misfit.argmin())
         leak = CAREFUL if found.retreated else BOLD
@@ -165,7 +171,9 @@ class BlindMethod(_WholeStages):
         misfit, start = float(found.misfit[nearest]), float(found.history[0, nearest])
         null_misfit = float(null["norm"].to(scale) / scale)
         planned, taken = found.steps, len(found.history)
-        notes = []
+        notes = (
+            [] if bool(target.any()) else ["these features are zero: this is a search for none, as the null picture is"]
+        )
         if misfit >= min(start, 1):
             notes.append(
                 f"the search met nothing of the features (steps: {taken}; misfit: {misfit:.2f}, that of its start {start:.2f}, "
@@ -192,23 +200,32 @@ class BlindMethod(_WholeStages):
         It knows nothing of the image, so it is made once for a network and a number of steps. What the features of an image
         are for the scale of its misfit, those of a sample of the prior are here.
         """
-        encoder, image = self.opened.encoder, self.opened.image
-        recipe = self._recipe(level)
+        encoder, recipe = self.opened.encoder, self._recipe(level)
 
         def make() -> dict[str, Tensor]:
-            source = torch.Generator().manual_seed(self.seed)
-            noise = torch.randn(image.shape, generator=source, dtype=torch.float32, device="cpu")
-            samples = [self.prior.mu(image) + self.prior.root(noise.to(image))]
-            samples += [synthetic(n, encoder, self.prior).to(image) for n in range(4)]
-            norms = [encoder.features(sample, level).norm() for sample in samples]
-            scale = next(
-                (norm for norm in norms if norm > 0), torch.ones_like(norms[0])
-            )  # the first may leave it silent
+            scale = self._scale(level)
             found = self._search(level, torch.zeros_like(self.opened.levels[level]), scale, steps, None, leak)
             return {"picture": found.x[0], "norm": found.misfit[0] * scale, "start": found.history[0, 0] * scale}
 
         made_by = setting(encoder, self.prior), (self.prior.power, self.prior.f0), str(encoder.device)
         return kept(("null", _NULLS, VERSION, *made_by, self.start, level, recipe, steps, leak, self.seed), make)
+
+    def _scale(self, level: int, *features: Tensor) -> Tensor:
+        """What a misfit is counted in: the norm of the first of these features that are not zero.
+
+        Without any, that of features of a sample of the prior, or of a synthetic picture where that leaves the stage silent.
+        """
+        norms = chain((f.norm() for f in features), (f.norm() for f in self._examples(level)))
+        return next((norm for norm in norms if norm > 0), self.opened.image.new_ones(()))
+
+    def _examples(self, level: int) -> Iterator[Tensor]:
+        """Features of pictures that know nothing of the image, each calculated when it is asked for."""
+        encoder, image = self.opened.encoder, self.opened.image
+        source = torch.Generator().manual_seed(self.seed)
+        noise = torch.randn(image.shape, generator=source, dtype=torch.float32, device="cpu")
+        yield encoder.features(self.prior.mu(image) + self.prior.root(noise.to(image)), level)
+        for n in range(4):
+            yield encoder.features(synthetic(n, encoder, self.prior).to(image), level)
 
     def _recipe(self, level: int) -> Recipe:
         stride = self.opened.image.shape[-2] / self.opened.levels[level].shape[-2]
@@ -284,4 +301,5 @@ class DecoderMethod(_WholeStages):
         target = self.opened.levels[level] if features is None else features
         decoder = decoders(self.opened.encoder, self.prior)[level]
         own, null = decoder(torch.stack([target, torch.zeros_like(target)]), self.prior.size)
-        return Drawn(own, null, {"ridge": decoder.ridge, "error on synthetic pictures": decoder.error})
+        notes = () if bool(target.any()) else (NOTHING,)
+        return Drawn(own, null, {"ridge": decoder.ridge, "error on synthetic pictures": decoder.error}, notes)

@@ -20,6 +20,7 @@ from pullback.inversion.opened import Opened
 from pullback.inversion.seeds import Measure, measure
 
 ROWS = 8  # channel pictures held at a time
+NOTHING = "these features are zero, so this is the null picture"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,11 @@ class CascadeMethod:
         self.caption = (
             "cotangents of the features, normalised at every level and pulled back through the image's own gates"
         )
-        if all(not bool(c.beta.any()) for c in self.correctors.levels):
+        if any(bool(c.beta.any()) for c in self.correctors.levels):
+            self.caption += (
+                "; the correctors' biases draw too, through the same gates: the null is what they draw alone"
+            )
+        else:
             self.caption += "; without biases the zero seed draws nothing, so its null cannot show what the gates draw"
         self.confined = self.correctors.confined
         self._frozen: dict[int, Frozen] = {}
@@ -97,7 +102,7 @@ class CascadeMethod:
     def whole(self, level: int, features: Tensor | None = None) -> Drawn:
         null = self._null(level)
         if features is not None and not bool(features.any()):
-            return Drawn(null, null, {}, ("these features are zero, so this is the null picture", *self._notes(level)))
+            return Drawn(null, null, {}, (NOTHING, *self._notes(level)))
         at = self.opened.measure(level) if features is None else measure(features, str(level))
         if self.kind == "additive":
             own = torch.zeros_like(self.opened.image)
@@ -205,8 +210,8 @@ class VjpMethod:
     confined = True
 
     def whole(self, level: int, features: Tensor | None = None) -> Drawn:
-        at = self.opened.measure(level)
-        return self._pull((at.features if features is None else features)[None], level, single=True)
+        given = self.opened.measure(level).features if features is None else features
+        return self._pull(given[None], level, single=True)
 
     def channels(self, level: int, channels: Tensor) -> Drawn:
         return self._pull(self.opened.measure(level).seeds(channels), level)

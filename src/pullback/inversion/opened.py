@@ -59,7 +59,7 @@ class Opened:
         return self.encoder.logits(self.image)
 
     def measure(self, level: int) -> Measure:
-        """The forward measure of stage `level`. Raises StageError where every feature is zero."""
+        """The forward measure of stage `level`. Raises StageError (every feature is zero), NumericsError (some are not finite)."""
         if level not in self._measures:
             self._measures[level] = measure(self.levels[level], f"{level} ({self.encoder.stage(level).name})")
         return self._measures[level]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pullback.encoders import Encoder
-from pullback.errors import OptionError, StageError
+from pullback.errors import NumericsError, OptionError, StageError
 from pullback.graph import plain_autograd
 
 WEIGHTS = ("w*alpha", "w", "w*gap")
@@ -44,7 +44,16 @@ def channel_seeds(values: Tensor, channels: Tensor) -> Tensor:
 
 
 def measure(features: Tensor, stage: str) -> Measure:
-    """The forward measure of features (C, H, W). Raises StageError, naming the stage, where all of them are zero."""
+    """The forward measure of features (C, H, W) of a stage, which the errors name.
+
+    Raises NumericsError where some are not finite, StageError where all are zero.
+    """
+    strange = int((~torch.isfinite(features)).sum())
+    if strange:
+        raise NumericsError(
+            f"{strange} of {features.numel()} features of stage {stage} are NaN or infinite at this image; expected "
+            "finite numbers: check the weights and the image, or compute in float32 or float64"
+        )
     energy = features.abs().mean((1, 2))
     total = energy.sum()
     if not total > 0:

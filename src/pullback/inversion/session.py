@@ -173,7 +173,10 @@ class Inversion:
 
     @_while_open
     def from_features(self, features: Tensor | ArrayLike, stage: StageName | None = None) -> Picture:
-        """The picture of foreign features (C, H, W), or (B, C, H, W) for a batch, under this image's gates (transplant test)."""
+        """The picture of foreign features (C, H, W), or (B, C, H, W) for a batch (transplant test).
+
+        A method that uses gates, as its caption says, uses this image's. Raises StageError.
+        """
         level = self._level(stage)
         features = tensor_of(features, "features", StageError)
         if not bool(torch.isfinite(features).all()):
@@ -184,7 +187,7 @@ class Inversion:
             wanted = expected if self._batched else expected[1:]
             raise StageError(f"features of stage {level} have shape {wanted}, got {tuple(features.shape)}")
         drawn = [m.whole(level, f.to(o.image)) for m, f, o in zip(self._methods, given, self._opened, strict=True)]
-        return self._picture(drawn, f"foreign features at stage {level}, gates of this image")
+        return self._picture(drawn, f"foreign features at stage {level}")
 
     @_while_open
     def certificate(
