@@ -74,7 +74,7 @@ def _measure(chosen: argparse.Namespace) -> None:
     check_budget(chosen.steps, None)  # a decoder would be taught before the search looks at it
     encoder = pb.load_encoder(chosen.encoder, weights=chosen.weights, preprocessing=chosen.preprocessing)
     loaded = {found.digest: found.image for found in map(load_image, chosen.pictures)}
-    asked = [s.name for s in encoder.stages] if chosen.at is None else chosen.at.split(",")
+    asked = [s.name for s in encoder.stages] if chosen.at is None else map(str.strip, chosen.at.split(","))
     stages = [encoder.stage(int(name) if name.isdecimal() else name) for name in asked]
     images = torch.stack([encoder.preprocess(image) for image in loaded.values()])
     display = Display(tuple(encoder.preprocessing.mean), tuple(encoder.preprocessing.std))

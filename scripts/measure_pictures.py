@@ -15,6 +15,7 @@ import torch
 
 import pullback as pb
 from pullback.inversion import shipped_correctors
+from pullback.inversion.budget import check_budget
 from pullback.measures import correlation
 
 METHODS = ("blind", "wiener", "cascade")
@@ -27,11 +28,22 @@ def main() -> None:
     parser.add_argument("--weights")
     parser.add_argument("--preprocessing")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS, help="columns to fill")
-    parser.add_argument("--steps", type=int, default=150, help="of the blind inverse; the Wiener inverse takes a fifth")
+    parser.add_argument(
+        "--steps", type=int, default=150, help="of the blind inverse; the Wiener inverse takes a fifth, at least one"
+    )
     chosen = parser.parse_args()
+    try:
+        _measure(chosen)
+    except pb.PullbackError as error:
+        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
+
+
+def _measure(chosen: argparse.Namespace) -> None:
+    check_budget(chosen.steps, None)  # before the first line of a table
+    fifth = max(1, chosen.steps // 5)
     encoder = pb.load_encoder(chosen.encoder, weights=chosen.weights, preprocessing=chosen.preprocessing)
     images = [encoder.preprocess(p) for p in chosen.pictures] or _scenes(encoder)
-    print(f"{encoder.name}, {len(images)} pictures, blind {chosen.steps} steps, Wiener {chosen.steps // 5} steps\n")
+    print(f"{encoder.name}, {len(images)} pictures, blind {chosen.steps} steps, Wiener {fifth} steps\n")
     print(
         "| stage | blind | its null | misfit | Wiener | its null | misfit | cascade | its null |\n" + "| --- " * 9 + "|"
     )
@@ -41,7 +53,7 @@ def main() -> None:
             if method not in chosen.methods:
                 cells += ["-"] * (2 if method == "cascade" else 3)
                 continue
-            inverter = _inverter(encoder, method, chosen.steps)
+            inverter = _inverter(encoder, method, chosen.steps if method == "blind" else fifth)
             own, null, figure = [], [], []
             for image in images:
                 with inverter(image) as inv:
@@ -58,7 +70,7 @@ def main() -> None:
 def _inverter(encoder: pb.Encoder, method: str, steps: int) -> pb.Inverter:
     if method == "cascade":
         return pb.Inverter(encoder, correctors=shipped_correctors(encoder))
-    return pb.Inverter(encoder, method, steps=steps if method == "blind" else steps // 5)
+    return pb.Inverter(encoder, method, steps=steps)
 
 
 def _scenes(encoder: pb.Encoder) -> list[torch.Tensor]:

@@ -17,7 +17,7 @@ import pullback as pb
 from pullback.studies.results import Results
 from pullback.studies.rows import Row, keep
 from pullback.studies.tables import page, table
-from scripts import measure_blind, study_table
+from scripts import draw_blind, measure_blind, measure_pictures, study_table
 
 Script = Callable[..., list[str]]
 
@@ -142,7 +142,7 @@ def test_copies_count_once_and_flat_pictures_are_told(blind_table: Script) -> No
 
 @pytest.mark.parametrize("starts", ["1", "2"])
 def test_the_stages_that_are_asked_for(starts: str, blind_table: Script) -> None:
-    lines = blind_table("0.png", "1.png", "--starts", starts, "--at", "layer3,1")
+    lines = blind_table("0.png", "1.png", "--starts", starts, "--at", "layer3, 1")
     names = [cells(line)[0] for line in lines if line.startswith("| ")][2:]
     beside = ["constant 0.5", "mean colour", "8x8 thumbnail"] if starts == "1" else []
     assert names == [*beside, "3 layer3", "1 layer1"]
@@ -187,3 +187,58 @@ def test_careless_input_is_met_before_the_work_in_one_line(
         blind_table(*arguments)
     out, err = capsys.readouterr()
     assert left.value.code == 2 and out == "" and err.count("\n") == 1 and said in err
+
+
+@pytest.fixture
+def pictures_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Script:
+    monkeypatch.chdir(tmp_path)
+    picture().save("0.png")
+
+    def run(*arguments: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["measure_pictures.py", "builtin:scenes", *arguments])
+        measure_pictures.main()
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def test_few_steps_leave_the_wiener_inverse_one(pictures_table: Script) -> None:
+    lines = pictures_table("0.png", "--steps", "3", "--methods", "wiener")
+    assert lines[0].endswith("blind 3 steps, Wiener 1 steps")
+    assert [cells(line)[0] for line in lines if line.startswith("| ")][2:] == [f"{n} layer{n}" for n in range(1, 5)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nowhere.png",), "nowhere.png"),
+        (("0.png", "--steps", "0"), "steps=0"),
+        (("0.png", "--weights", "n.pt"), "n.pt"),
+    ],
+)
+def test_the_table_of_pictures_refuses_in_one_line(
+    arguments: tuple[str, ...], said: str, pictures_table: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        pictures_table(*arguments)
+    out, err = capsys.readouterr()
+    assert left.value.code == 2 and out == "" and err.count("\n") == 1 and said in err
+
+
+def test_the_figure_holds_what_the_inverter_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows below each other: photograph and thumbnail, starts, blind pictures, nulls, with a column for each stage."""
+    encoder, drawn = pb.load_encoder("builtin:scenes"), []
+    monkeypatch.setattr(draw_blind, "sheet", lambda rows: drawn.extend(rows) or Image.new("RGB", (8, 8)))
+    x = encoder.preprocess(picture())
+    draw_blind.figure(encoder, x, 2)
+    with pb.Inverter(encoder, "blind", steps=2)(x) as session:
+        blind = [session.stage(n) for n in range(1, 5)]
+    with pb.Inverter(encoder, "decoder")(x) as session:
+        starts = [session.stage(n) for n in range(1, 5)]
+    for row, expected in zip(
+        drawn[1:], ([p.rgb() for p in starts], [p.rgb() for p in blind], [p.null_rgb() for p in blind]), strict=True
+    ):
+        assert [image.tobytes() for _, image in row.cells] == [image.tobytes() for image in expected]
+    near = pb.measures.correlation(blind[2].tensor, x)
+    assert drawn[2].cells[2][0].startswith(f"stage 3: {near:.2f} / ")
+    assert drawn[0].cells[0][1].tobytes() == encoder.preprocessing.crop(picture()).tobytes()
