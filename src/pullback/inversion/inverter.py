@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import operator
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -47,7 +51,8 @@ class Inverter:
     steps); `steps` gives the same bits every time, both together no more than `steps`. chunk, memory: see `pullback.Jacobian`.
     precision (cascade, vjp): "bfloat16" for the products, where the hardware has it, two to three times as fast; each picture
     then says the error of one product. seed: of what they draw at random, 0 to 2**63 - 1. Raises OptionError for an unknown
-    method, mode or start, or a number that does not fit, EncoderError for a network without spatial stages.
+    method, mode or start, a number that does not fit, or an option that the method would ignore, EncoderError for a network
+    without spatial stages.
     """
 
     def __init__(
@@ -83,16 +88,23 @@ class Inverter:
                 raise OptionError(f"unknown {name} {value!r}; choose one of {', '.join(offered)}")
         if steps is not None or seconds is not None:
             steps = check_budget(steps, seconds)
-        if isinstance(starts, bool) or not isinstance(starts, int) or not 1 <= starts <= MOST_STARTS:
+        if not 1 <= _whole(starts) <= MOST_STARTS:
             raise OptionError(f"starts={starts!r} must be a whole number from 1 to {MOST_STARTS}")
-        if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not ridge > 0:
+        if not _real(ridge) > 0:
             raise OptionError(f"ridge={ridge!r} must be a number above 0")
-        try:
-            whole = -1 if isinstance(seed, bool) else operator.index(seed)
-        except TypeError:
-            whole = -1
-        if not 0 <= whole < 2**63:
+        if not 0 <= _whole(seed) < 2**63:
             raise OptionError(f"seed={seed!r} must be a whole number from 0 to 2**63 - 1")
+        only: tuple[tuple[str, object, object, tuple[str, ...]], ...] = (
+            ("mode", mode, "frozen", ("cascade",)),
+            ("correctors", correctors, None, ("cascade",)),
+            ("ridge", ridge, RIDGE, ("wiener",)),
+            ("starts", starts, 1, ("blind",)),
+            ("prior", prior, None, ("wiener", "blind", "decoder")),
+        )
+        for option, given, default, methods in only:
+            if given != default and method not in methods:
+                said = f"{option}={reprlib.repr(given)} is for {' and '.join(methods)}"
+                raise OptionError(f"{said}: {method!r} would ignore it; leave it out")
         if encoder.dtype in (torch.float16, torch.bfloat16):
             # Sums over a feature map and 1 / alpha leave the range of half precision; the weights are the same numbers.
             encoder = encoder.to(dtype=torch.float32)
@@ -108,15 +120,15 @@ class Inverter:
         self.correctors = correctors or Correctors.unfitted([s[0] for s in shapes[:-1]])
         self.correctors.check(encoder.name, [s[0] for s in shapes[:-1]])
         self.prior = prior
-        self.ridge = ridge
+        self.ridge = _real(ridge)
         self.start = start
-        self.starts = starts
+        self.starts = _whole(starts)
         self.steps = steps
         self.seconds = 10.0 if steps is None and seconds is None else seconds
         self.chunk = chunk
         self.memory = memory
         self.precision = precision
-        self.seed = whole
+        self.seed = _whole(seed)
 
     def __call__(self, image: str | Path | Image.Image | Tensor) -> Inversion:
         """Open a path, a PIL picture, a preprocessed image (C, H, W) or a batch (B, C, H, W)."""
@@ -177,3 +189,16 @@ class Inverter:
         if self.method == "decoder":
             return DecoderMethod(opened, prior)
         return BlindMethod(opened, prior, self.start, self.starts, self.steps, self.seconds, self.seed)
+
+
+def _whole(value: Any) -> int:
+    """A whole number of any library's type as a plain int; -1 for anything else, True and 1.0 included."""
+    try:
+        return -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return -1
+
+
+def _real(value: Any) -> float:
+    """A real number of any library's type as a plain float; nan for anything else, True included."""
+    return math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +19,7 @@ from pullback.encoders import Encoder
 from pullback.errors import ClassError, OptionError, StageError
 from pullback.graph import plain_autograd
 from pullback.inversion.certificate import certify
+from pullback.inversion.indices import index_of, unit_of
 from pullback.inversion.iterative import WienerMethod
 from pullback.inversion.methods import ROWS, Drawn, Method
 from pullback.inversion.opened import Opened
@@ -116,7 +116,7 @@ class Inversion:
         mean over classes out of w (needs a linear head). Raises ClassError, OptionError.
         """
         level, encoder = self.encoder.depth, self.encoder
-        index = self._top() if target is None else encoder.class_index(target)
+        index = self._top() if target is None else self._class(target)
         full, positive, negative, cosines = [], [], [], []
         for opened, method in zip(self._opened, self._methods, strict=True):
             at = opened.measure(level)
@@ -251,14 +251,14 @@ class Inversion:
     @_while_open
     def class_weights(self, target: int | str) -> Tensor:
         """The class's weights w_y on the deepest channels: (C,), or (B, C); exact for a linear head, its gradient otherwise."""
-        index, level = self.encoder.class_index(target), self.encoder.depth
+        index, level = self._class(target), self.encoder.depth
         found = torch.stack([class_weights(self.encoder, o.image, o.levels[level], index) for o in self._opened])
         return self._return(found if self._batched else found[0])
 
     @_while_open
     def importance(self, target: int | str, weights: str = "w*alpha") -> Tensor:
         """Channel importance omega of a class, equation (12): (C,), or (B, C). weights as in `cls`."""
-        index, level = self.encoder.class_index(target), self.encoder.depth
+        index, level = self._class(target), self.encoder.depth
         found = torch.stack([
             importance(class_weights(self.encoder, o.image, o.levels[level], index), o.measure(level), weights)
             for o in self._opened
@@ -327,13 +327,20 @@ class Inversion:
         return self._opened[0]
 
     def _level(self, stage: StageName | None) -> int:
-        return self.encoder.depth if stage is None else self.encoder.stage(stage).number
+        if stage is None:
+            return self.encoder.depth
+        named = stage if isinstance(stage, str) else index_of(stage, "a stage by its number or name")
+        return self.encoder.stage(named).number
+
+    def _class(self, target: int | str) -> int:
+        named = target if isinstance(target, str) else index_of(target, "a class by its index or name", ClassError)
+        return self.encoder.class_index(named)
 
     def _name(self, level: int) -> str:
         return self.encoder.stage(level).name
 
     def _channel(self, level: int, channel: int) -> int:
-        index, count = _index(channel), self.encoder.stage(level).channels
+        index, count = index_of(channel), self.encoder.stage(level).channels
         if not 0 <= index < count:
             raise StageError(
                 f"channel {index} is out of range: stage {level} ({self._name(level)}) has channels 0 to {count - 1}"
@@ -365,7 +372,7 @@ class Inversion:
             channel = self._channel(level, channel)
             keep[channel], named = True, f"channel {channel}"
         elif unit is not None:
-            at = _unit(unit)
+            at = unit_of(unit)
             if len(at) != 3 or not all(0 <= u < n for u, n in zip(at, shape, strict=True)):
                 raise StageError(f"unit {at} is out of range: stage {level} has shape {shape}")
             keep[at], named = True, f"unit {at}"
@@ -412,24 +419,6 @@ class Inversion:
                 seed=self._seed,
             ),
         )
-
-
-def _index(value: Any) -> int:
-    """A whole number of any library's type. Raises StageError for anything else, True and 1.0 included."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise StageError(f"expected a whole number as index, got {value!r}") from None
-
-
-def _unit(value: Any) -> tuple[int, ...]:
-    """Several such. Raises StageError."""
-    try:
-        return tuple(map(_index, value))
-    except TypeError:
-        raise StageError(f"expected a unit (channel, row, column), got {value!r}") from None
 
 
 def _joined(values: Sequence[Any]) -> Any:
