@@ -208,3 +208,26 @@ def test_maps_instead_of_classes_and_a_last_stage_of_one_position() -> None:
     tiny = check(AWKWARD["plain"](), image((3, 4, 4)))
     assert "stage 3 is left with one position by an image of 4 x 4: use a larger one" in tiny.lines
     assert any(line.startswith("a central unit of stages") for line in tiny.lines)
+
+
+class TakesOneSize(nn.Module):
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+        self.head = nn.Linear(8 * height * width // 16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).flatten(1))
+
+
+def test_a_picture_of_the_size_that_the_network_wants() -> None:
+    found = check(TakesOneSize(28, 20), Image.new("RGB", (20, 28)))
+    assert found.fits
+    assert "input: 1 x 28 x 20 (channels, height, width)" in found.lines
+
+
+def test_a_size_that_the_network_does_not_take_is_to_be_said() -> None:
+    for image in (None, Image.new("RGB", (30, 30))):
+        found = check(TakesOneSize(28, 28), image)
+        assert not found.fits
+        assert "input_shape=(C, H, W), or on the command line --preprocessing" in found.problems[0]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pullback.encoders.naming import class_index
+from pullback.encoders.naming import checked_classes, class_index
 from pullback.errors import ClassError
 
 CLASSES = ["tabby, tabby cat", "tiger cat", "pets/Abyssinian", "Egyptian cat", "tiger", "crane", "crane"]
@@ -59,3 +59,10 @@ def test_what_is_no_whole_number_is_no_index(target: object) -> None:
     for classes in (None, ["tabby", "tiger", "crane"]):
         with pytest.raises(ClassError, match=r"class '.*'"):
             class_index(target, classes, 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("classes", ["abc", [0, 1, 2]])
+def test_class_names_are_a_list_of_text(classes: list[str]) -> None:
+    assert checked_classes(["a", "b", "c"], 3) == ("a", "b", "c")
+    with pytest.raises(ClassError, match="expected a list of class names"):
+        checked_classes(classes, 3)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import pytest
 import torch
 from oracles.jacobian_nets import IN_SHAPE, NETS, Function, a_point, dense, relative
@@ -291,3 +292,10 @@ class TestMemory:
 
     def saved(self) -> int:
         return Replica(self.net(), a_point(), 1).saved_bytes()
+
+
+def test_an_array_of_another_library_is_no_tensor() -> None:
+    J = Jacobian(torch.relu, torch.ones(3))
+    for product in (J.vm, J.mv):
+        with pytest.raises(OptionError, match=r"is a ndarray, where a tensor was expected: pass torch.as_tensor\(it\)"):
+            product(np.ones(3))  # type: ignore[arg-type]

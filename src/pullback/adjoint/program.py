@@ -132,7 +132,8 @@ class Program:
             raise Unsupported(f"the run makes {tuple(value.shape)} of a batch of one")
         simple = simplified(edges, start, end)
         made = cls(simple, end, tuple(x.shape), value[0].detach().clone(), x.dtype, tuple(unknown))
-        made.versions = [(t, t._version) for i in tape.parameters if not (t := tape.constants[i]).is_inference()]
+        constant = tape.parameters & tape.constants.keys()  # not what the run writes into later
+        made.versions = [(t, t._version) for i in constant if not (t := tape.constants[i]).is_inference()]
         return made
 
     def to(self, dtype: torch.dtype) -> Program:

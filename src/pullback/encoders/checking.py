@@ -17,8 +17,10 @@ from pullback.encoders.stages import Stage, stage_table
 from pullback.encoders.twin import read_logits, unwrap
 from pullback.errors import EncoderError, PullbackError
 from pullback.graph import plain_autograd
+from pullback.images import load_image
 
-_SIDES = (224, 32)  # tried in turn when there is no image to say the size
+_USUAL, _SMALL = (224, 224), (32, 32)
+"""Heights and widths that are tried when no preprocessed image says the size; a picture's own comes between them."""
 _ROUNDING = 50  # two runs that differ by more, in units of the last place, do so by more than rounding
 
 
@@ -41,7 +43,8 @@ class Check:
 def check(module: nn.Module, image: str | Path | Image.Image | Tensor | None = None) -> Check:
     """Say what fits and what does not when `module` becomes an encoder. The module is untouched; what can be said is not raised.
 
-    image: a path, a picture, or a preprocessed tensor (C, H, W); None tries noise of 224 x 224 pixels, then of 32 x 32.
+    image: a path, a picture, or a preprocessed tensor (C, H, W). A picture is cut to 224 x 224 pixels; where the network
+    refuses that, its own size is tried, and 32 x 32. None tries noise of 224 x 224 and of 32 x 32.
     Costs a few forward passes and one backward pass.
     """
     lines: list[str] = []
@@ -77,6 +80,7 @@ def _about_module(module: nn.Module) -> Iterator[str]:
         yield f"it is in train mode{named}: the copy that pullback works on is in eval mode, yours stays as it is"
 
 
+_HALF = (torch.float16, torch.bfloat16)
 _DIFFERENT_IN_TRAINING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
@@ -97,19 +101,21 @@ def _loaded(module: nn.Module, image: str | Path | Image.Image | Tensor | None) 
         channels, height, width = image.shape
         encoder = Encoder.from_module(module, input_shape=(channels, height, width))
         return encoder, encoder.preprocess(image), []
+    given = image if image is None or isinstance(image, Tensor) else load_image(image).image
+    own = [(given.height, given.width)] if isinstance(given, Image.Image) else []
     layers = module.modules() if isinstance(module, nn.Module) else ()
     channels = next((layer.in_channels for layer in layers if isinstance(layer, nn.Conv2d)), 3)
     failed: list[EncoderError] = []
-    for side in _SIDES:
-        shape = (channels, side, side)
+    for height, width in dict.fromkeys((_USUAL, *own, _SMALL)):
+        shape = (channels, height, width)
         try:
             encoder = Encoder.from_module(module, input_shape=shape)
         except EncoderError as error:
             failed.append(error)
             continue
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(1), device="cpu")
-        x = encoder.preprocess(noise if image is None else image)
-        return encoder, x, [f"it does not run at {_SIDES[0]} x {_SIDES[0]}: {error}" for error in failed]
+        x = encoder.preprocess(noise if given is None else given)
+        return encoder, x, [f"it does not run at {_USUAL[0]} x {_USUAL[1]}: {error}" for error in failed[:1]]
     raise failed[0]
 
 
@@ -127,8 +133,12 @@ def _about_run(encoder: Encoder, x: Tensor) -> Iterator[str]:
         yield "the logits are not (N, classes): pictures of a class do not work, everything else does"
     if encoder.data_dependent:
         yield "the path through the network depends on the image's numbers: it is recorded anew for each image"
-    if encoder.dtype in (torch.float16, torch.bfloat16):
+    if encoder.dtype in _HALF:
         yield f"it computes in {str(encoder.dtype)[6:]}: expect errors of about a percent, or use encoder.double()"
+    elif partly := sorted(
+        {str(tape.dtypes[t])[6:] for i in tape.live for t in tape.ops[i].outputs if tape.dtypes[t] in _HALF}
+    ):
+        yield f"parts of it compute in {' and '.join(partly)} (autocast?): expect errors of about a percent, or leave that out"
     yield from (f"note: {note}" for note in encoder.notes)
 
 

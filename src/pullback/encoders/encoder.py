@@ -16,14 +16,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pullback.adjoint import Asked, Packed, Program, Unsupported, discrepancy, vjp_discrepancy
-from pullback.encoders.naming import class_index
+from pullback.encoders.derivative import own_discrepancy
+from pullback.encoders.naming import checked_classes, class_index
 from pullback.encoders.preprocessing import Preprocessing, assumed_preprocessing, checked_shape
 from pullback.encoders.splitting import Boundary, find, split, split_alike
 from pullback.encoders.stages import Head, Stage, describe_head, describe_stages, stage_table
 from pullback.encoders.twin import Followed, buffers_of, hook_notes, moved, read_logits, renew, tensors_of, twin
 from pullback.encoders.weights import digest
-from pullback.errors import ClassError, EncoderError, ImageError, NumericsError, OptionError, StageError
-from pullback.graph import Point, Rule, Tape, plain_autograd, record, vjp
+from pullback.errors import EncoderError, ImageError, NumericsError, OptionError, StageError
+from pullback.graph import Point, Rule, Tape, plain_autograd, record
 from pullback.images import load_image
 from pullback.operator import Jacobian
 
@@ -75,7 +76,7 @@ class Encoder:
         self._example = self._checked_tape(example, reach)
         logits = self._example.shapes[self._example.output.tensor]
         self.class_count = logits[1] if len(logits) == 2 else None
-        self.classes = self._checked_classes(classes)
+        self.classes = checked_classes(classes, self.class_count)
         self.notes = (*notes, *self._example.notes)
         self._split_error: StageError | EncoderError | None = None
         try:
@@ -143,40 +144,17 @@ class Encoder:
             raise NumericsError(
                 f"the network's output is not finite on a random image{where}; check its weights and dtype"
             )
-        if logits.grad_fn is None:
-            raise EncoderError(
-                "the network's output has no gradient with respect to its input, so nothing can be pulled back: it runs under"
-                " no_grad or inference_mode, or through detach, numpy, integers or argmax; use a forward pass without them"
-            )
-        with plain_autograd(self.device):
-            w = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1), device="cpu").to(logits)
-            x = example.detach().clone().requires_grad_()
-            got = vjp(tape.replay(x, [tape.output])[0], x, w)
-            try:
-                expected = vjp(logits, leaf, w)
-            except RuntimeError as refused:  # reentrant checkpointing refuses this
-                expected = torch.full_like(got, torch.nan)
-                reason = str(refused).split(". ")[0]
-                tape.notes = (*tape.notes, f"the VJP could not be compared with the network's own autograd: {reason}")
-        error = float((got - expected).double().norm() / expected.double().norm().clamp_min(1e-300))
-        self.vjp_discrepancy = error
-        if error > _AGREEMENT.get(self.dtype, 1e-4):
+        self.vjp_discrepancy, refused = own_discrepancy(tape, example, leaf, logits)
+        if refused:
+            tape.notes = (*tape.notes, f"the VJP could not be compared with the network's own autograd: {refused}")
+        if self.vjp_discrepancy > _AGREEMENT.get(self.dtype, 1e-4):
             tape.notes = (
                 *tape.notes,
-                f"the VJP differs from the network's own autograd by {error:.1e} (relative): the network"
+                f"the VJP differs from the network's own autograd by {self.vjp_discrepancy:.1e} (relative): the network"
                 " defines a backward pass that is not the derivative of its forward pass",
             )
         self._keep(example, tape)
         return tape
-
-    def _checked_classes(self, classes: Sequence[str] | None) -> tuple[str, ...] | None:
-        if classes is None:
-            return None
-        if self.class_count != len(classes):
-            raise ClassError(
-                f"{len(classes)} class names for a network with {self.class_count} outputs; give one name for each output"
-            )
-        return tuple(classes)
 
     # ---- what the network is -------------------------------------------------------------------------------------
 
@@ -363,7 +341,8 @@ class Encoder:
                 raise StageError(f"stage {stage!r} comes before stage {start!r}; go from shallow to deep")
             if rules is not None and tape not in found:
                 found[tape] = rules(tape, begin, end)
-            return tape.replay(batch, [end], start=begin, rules=found.get(tape))[0]
+            (value,) = tape.replay(batch.to(tape.dtypes[begin.tensor]), [end], start=begin, rules=found.get(tape))
+            return self._in_full(value)
 
         return run
 
@@ -385,8 +364,12 @@ class Encoder:
             parts = batch.split(1) if self.data_dependent else (batch,)  # one image must not choose another's path
             tapes = [self.tape(p) for p in parts]
             found = [t.replay(p, [b.point for b in self._boundaries(t)]) for t, p in zip(tapes, parts, strict=True)]
-            levels = [torch.cat(stage) for stage in zip(*found, strict=True)]
+            levels = [self._in_full(torch.cat(stage)) for stage in zip(*found, strict=True)]
         return [x, *(f if x.ndim == 4 else f[0] for f in levels)]
+
+    def _in_full(self, value: Tensor) -> Tensor:
+        """Features of a part that runs in fewer bits than the encoder (under autocast) in the encoder's own type."""
+        return value.to(torch.promote_types(value.dtype, self.dtype)) if value.is_floating_point() else value
 
     def logits(self, x: Tensor) -> Tensor:
         """Class scores (K,) of one preprocessed image, or (B, K) of a batch."""

@@ -43,3 +43,16 @@ def class_index(target: int | str, classes: Sequence[str] | None, count: int | N
     near = difflib.get_close_matches(wanted, folded, 3, 0.5)
     hint = ", ".join(f"{classes[folded.index(n)]} ({folded.index(n)})" for n in near) or f"{classes[0]} (0)"
     raise ClassError(f"unknown class {text!r}; nearest: {hint}")
+
+
+def checked_classes(classes: Sequence[str] | None, count: int | None) -> tuple[str, ...] | None:
+    """The class names of a network with so many outputs. Raises ClassError."""
+    if classes is None:
+        return None
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise ClassError(f"classes={classes!r}: expected a list of class names, for example ['cat', 'dog']")
+    if count != len(classes):
+        raise ClassError(
+            f"{len(classes)} class names for a network with {count} outputs; give one name for each output"
+        )
+    return tuple(classes)

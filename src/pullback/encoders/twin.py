@@ -33,7 +33,8 @@ def twin(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """
     if not isinstance(module, nn.Module):
         raise EncoderError(
-            f"expected a torch.nn.Module, got {type(module).__name__}; wrap a function in a small module"
+            f"expected a torch.nn.Module, got {type(module).__name__}; wrap a function in a small module, and give a network's"
+            " name to load_encoder, whose result has it as .module"
         )
     module = unwrap(module)
     with torch.inference_mode(False), torch.no_grad():

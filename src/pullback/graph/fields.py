@@ -205,7 +205,7 @@ def _adjoint_of(tape: Tape, op: Op, func: Callable[..., Any], out: list[Tensor])
             for t in dict.fromkeys(op.inputs)
             if t not in places
         }
-        given = stand_in | places
+        given = {t: s.clone() for t, s in stand_in.items()} | places  # an operation may write where a leaf refuses it
         args, kwargs = filled(op.args, given), filled(op.kwargs, given)
         made = [o for o in tree_iter(func(*args, **kwargs)) if isinstance(o, Tensor)]
         # As in `vjp`, since given cotangents torch loads a compiler.

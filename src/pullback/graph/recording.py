@@ -219,7 +219,8 @@ def record(
             text = str(error).strip().splitlines()
             raise EncoderError(
                 f"the network failed on an input of shape {tuple(x.shape)} ({x.dtype}): {type(error).__name__}: "
-                f"{text[0] if text else 'no message'}; check the input size, channels and dtype that it expects"
+                f"{text[0] if text else 'no message'}; check the input size, channels and dtype that it expects, and say them:"
+                ' input_shape=(C, H, W), or on the command line --preprocessing "mean=0.5;std=0.5;size=28", a mean for each channel'
             ) from error
         logits = read_logits(result)
         if id(logits) not in recorder.index:
@@ -232,10 +233,10 @@ def record(
 def _tape(module: nn.Module, recorder: _Recorder, first: int, logits: Tensor) -> Tape:
     shapes = [tuple(t.shape) for t in recorder.tensors]
     storages = [storage_of(t) for t in recorder.tensors]
-    boolean = {i for i, t in enumerate(recorder.tensors) if t.dtype == torch.bool}
+    dtypes = [t.dtype for t in recorder.tensors]
     out = recorder.index[id(logits)]
     begin = Point(INPUT, first)
-    tape = Tape(recorder.ops, recorder.calls, begin, begin, shapes, storages, boolean, {}, set())
+    tape = Tape(recorder.ops, recorder.calls, begin, begin, shapes, dtypes, storages, {}, set())
     tape.output = tape.value(out, len(tape.ops))
     tape.notes = (
         *(

@@ -87,8 +87,7 @@ Rule = Callable[..., Any]  # what the operation returns: a tensor or several
 class Tape:
     """The operations of one run, in order; tensors are numbered by first appearance.
 
-    `shapes[i]` and `storages[i]` describe tensor i, `boolean` names those of bool type; `constants[i]` holds tensors that do
-    not depend on the input.
+    `shapes[i]`, `dtypes[i]` and `storages[i]` describe tensor i; `constants[i]` holds tensors that do not depend on the input.
     """
 
     ops: list[Op]
@@ -96,8 +95,8 @@ class Tape:
     input: Point
     output: Point
     shapes: list[tuple[int, ...]]
+    dtypes: list[torch.dtype]
     storages: list[int]
-    boolean: set[int]
     constants: dict[int, Tensor]
     parameters: set[int]  # constants that are, or come from, the module's parameters
     read: set[int] = field(default_factory=set)  # tensors that depend on the input and whose numbers left for Python
@@ -146,7 +145,10 @@ class Tape:
         """True when the run read numbers of the image (a branch, `.item()`): the tape then holds for this image alone."""
         return bool(self.read) or any(
             self.dependent[i]
-            and (op.func in _READS_NUMBERS or (op.name == "index" and any(t in self.boolean for t in op.inputs)))
+            and (
+                op.func in _READS_NUMBERS
+                or (op.name == "index" and any(self.dtypes[t] == torch.bool for t in op.inputs))
+            )
             for i, op in enumerate(self.ops)
         )
 

@@ -130,7 +130,11 @@ class _Product(LinearMap):
 
 
 def flat_batch(tensor: Tensor, shape: Shape, dtype: torch.dtype, device: torch.device, called: str) -> Tensor:
-    """`tensor` (..., *shape) as (M, *shape) in `dtype` on `device`; OptionError on other shapes and complex numbers."""
+    """`tensor` (..., *shape) as (M, *shape) in `dtype` on `device`; OptionError on others, and on what is no tensor of reals."""
+    if not isinstance(tensor, Tensor):
+        raise OptionError(
+            f"{called} is a {type(tensor).__name__}, where a tensor was expected: pass torch.as_tensor(it)"
+        )
     leading = tensor.dim() - len(shape)
     if leading < 0 or tuple(tensor.shape[leading:]) != shape:
         wanted = ", ".join(["...", *map(str, shape)])
