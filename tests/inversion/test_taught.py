@@ -59,6 +59,20 @@ def test_what_a_linear_map_of_the_roots_can_draw_is_drawn(prior: Prior) -> None:
     assert float((drawn - x).norm()) < 1.05 * float((means - x).norm())
 
 
+class OneByOne(Shrink):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.view(1, 3, *SIZE))
+
+
+@pytest.mark.usefixtures("few", "cache")
+def test_a_network_that_takes_one_image_at_a_time(prior: Prior) -> None:
+    one, many = (
+        Encoder.from_module(randomised(net, 0), stages=["gate"], input_shape=(3, *SIZE))
+        for net in (OneByOne(), Shrink())
+    )
+    assert torch.allclose(decoders(one, prior)[1].weight, decoders(many, prior)[1].weight, rtol=1e-3, atol=1e-5)
+
+
 def test_cells_lie_where_their_pixels_are() -> None:
     """With weights that copy a channel to each value of a cell, position (i, j) of the features paints cell (i, j)."""
     features = torch.zeros(1, 600, 3, 4)  # too wide for a neighbourhood: inputs are the cell's own channels and 1

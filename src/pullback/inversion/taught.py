@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pullback.encoders import Encoder
-from pullback.errors import NumericsError
+from pullback.errors import EncoderError, NumericsError
 from pullback.images.leaves import dead_leaves
 from pullback.inversion.kept import kept
 from pullback.inversion.prior import Prior
@@ -100,7 +100,7 @@ def _teach(encoder: Encoder, prior: Prior) -> dict[int, Decoder]:
         for first in range(0, count, BATCH):
             numbers = range(first, min(first + BATCH, count))
             images = torch.stack([synthetic(n, encoder, prior) for n in numbers]).to(encoder.device, encoder.dtype)
-            levels = encoder.levels(images)
+            levels = _levels(encoder, images)
             held = torch.tensor([n % HELD_BACK == 0 for n in numbers], device="cpu")
             for number, both in sums.items():
                 inputs, outputs = _pairs(levels[number], images, POSITIONS // count + 1, dice)
@@ -108,6 +108,14 @@ def _teach(encoder: Encoder, prior: Prior) -> dict[int, Decoder]:
                     of.add(inputs[group.to(inputs.device)], outputs[group.to(inputs.device)])
         cells = {number: _cell(prior.size[0], levels[number].shape[-2]) for number in sums}
         return {number: _solve(*sums.pop(number), cells[number]) for number in list(sums)}
+
+
+def _levels(encoder: Encoder, images: Tensor) -> list[Tensor]:
+    """`Encoder.levels` of a batch, one by one where the network takes no more at once."""
+    try:
+        return encoder.levels(images)
+    except EncoderError:
+        return [torch.stack(stage) for stage in zip(*map(encoder.levels, images), strict=True)]
 
 
 def synthetic(number: int, encoder: Encoder, prior: Prior) -> Tensor:
