@@ -1,10 +1,10 @@
-"""Draw the figure of docs/blind.md: a photograph, and what the blind inverse makes of each stage's features of it, as WebP.
+"""Draw the figure of docs/blind.md: a picture, and what the blind inverse makes of each stage's features of it, as WebP.
 
     python scripts/draw_blind.py torchvision:resnet18 PICTURE --out blind.webp --weights resnet18.safetensors --steps 350
 
-First the photograph beside its 8 x 8 thumbnail; then, stage by stage, the start that a decoder draws from the features, the
-blind inverse, and its null picture, which is searched for features of zero and knows nothing of the photograph. Above each
-picture stand its correlation with the photograph (all preprocessed values) and its SSIM.
+First the picture beside its 8 x 8 thumbnail; then, stage by stage, the start that a decoder draws from the features, the
+blind inverse, and its null picture, which is searched for features of zero and knows nothing of the picture. Above each
+one stand its correlation with the picture (all preprocessed values) and its SSIM.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ def figure(encoder: pb.Encoder, image: Tensor, steps: int) -> Image:
     thumbnail = cell("thumbnail:", floors(image, display)["8x8 thumbnail"])
     return sheet((
         Row(
-            (("photograph", to_image(rgb)), thumbnail),
-            ("The photograph, and its 8 x 8 thumbnail, enlarged. Above each picture: correlation / SSIM with the photograph.",),
+            (("picture", to_image(rgb)), thumbnail),
+            ("The picture, and its 8 x 8 thumbnail, enlarged. Above each one: correlation / SSIM with the picture.",),
         ),
         Row(tuple(start), ("Start: what a decoder, taught on synthetic pictures, draws from the features of a stage.",)),
         Row(tuple(blind), (f"Blind inverse: searched from that start for the same features, {steps} steps.",)),
-        Row(tuple(null), ("Its null: the same search for features of zero. It knows nothing of the photograph.",)),
+        Row(tuple(null), ("Its null: the same search for features of zero. It knows nothing of the picture.",)),
     ))  # fmt: skip
 
 
