@@ -22,6 +22,7 @@ from pullback.explain.recipe import explain, parts
 from pullback.images import (
     Loaded,
     Mask,
+    check_inputs_stay,
     find_masks,
     image_files,
     load_image,
@@ -62,7 +63,10 @@ def explain_all(options: Options, progress: Progress) -> Path:
     device = _device(options.device)
     jobs = _jobs(options)
     with output_folder(options.out) as folder:
-        _check_inputs_stay(folder, jobs)
+        check_inputs_stay(
+            (folder / f"{job.stem}.{suffix}" for job in jobs for suffix in _SUFFIXES),
+            (path for job in jobs for path in (job.source, job.mask) if path is not None),
+        )
         return _explain_into(folder, jobs, options, device, progress)
 
 
@@ -134,22 +138,6 @@ def _jobs(options: Options) -> list[_Job]:
         jobs.append(_Job(file, mask, next(free)))
         taken.add(jobs[-1].stem.casefold())
     return jobs
-
-
-def _check_inputs_stay(folder: Path, jobs: list[_Job]) -> None:
-    """Raise OptionError where a report would be written over a picture or a mask that is read."""
-    read = {_file(path) for job in jobs for path in (job.source, job.mask) if path is not None and path.exists()}
-    for path in (folder / f"{job.stem}.{suffix}" for job in jobs for suffix in _SUFFIXES):
-        if path.exists() and _file(path) in read:
-            raise OptionError(
-                f"{path} is a picture or a mask that is read here, and the report would replace it: give another folder to --out"
-            )
-
-
-def _file(path: Path) -> tuple[int, int]:
-    """The same for all names of one file."""
-    status = path.stat()
-    return status.st_dev, status.st_ino
 
 
 def _short(stem: str) -> str:

@@ -45,6 +45,11 @@ class Examples:
     held: tuple[Example, ...]
     repeated: int
 
+    @property
+    def files(self) -> list[Path]:
+        """Those that pictures are read from again in every step."""
+        return [Path(e.source) for e in (*self.fitted, *self.held) if isinstance(e.source, str | Path)]
+
 
 def examples_of(encoder: Encoder, images: Source | Iterable[Source], recipe: Recipe) -> Examples:
     """Read every picture once (a folder stands for those in it, a tensor (N, C, H, W) for N), and hold some back.

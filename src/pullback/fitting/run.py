@@ -20,7 +20,7 @@ from pullback.fitting.recipe import PRESETS, Recipe, recipe_of
 from pullback.fitting.standing import Standing
 from pullback.fitting.steps import Fit
 from pullback.fitting.workers import Workers
-from pullback.images import output_folder
+from pullback.images import check_inputs_stay, output_folder
 from pullback.inversion import Correctors
 
 
@@ -58,9 +58,9 @@ def fit_correctors(
     of one process alone. The card of the result has the settings, the losses and the digests of the pictures.
 
     Cost a step: for each of `batch` pictures a forward pass, and `channels` cascades with their derivative, about three
-    cascades each. Raises OptionError (settings, too few pictures, a checkpoint or a result of other settings), ImageError,
-    EncoderError (no stages), StageError (a picture without deepest features), NumericsError (a loss or a result that is not
-    finite), OutputError.
+    cascades each. Raises OptionError (settings, too few pictures, a checkpoint or a result of other settings, a picture that
+    the result would replace), ImageError, EncoderError (no stages), StageError (a picture without deepest features),
+    NumericsError (a loss or a result that is not finite), OutputError.
     """
     recipe = recipe_of(
         preset,
@@ -81,6 +81,8 @@ def fit_correctors(
                 raise OutputError(f"{path} is a folder: name a file in it for the correctors")
             stack.enter_context(output_folder(path.parent))
         examples = examples_of(encoder, images, recipe)
+        if path is not None:
+            check_inputs_stay((path, checkpoint_of(path)), examples.files)
         settings = _settings(encoder, examples, recipe)
         state = State.begin(start_of(levels))
         if path is not None and not overwrite:

@@ -6,13 +6,13 @@ import errno
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
 
-from pullback.errors import OutputError
+from pullback.errors import OptionError, OutputError
 
 _ADVICE = {
     errno.ENOSPC: "free some space or choose another disk",
@@ -103,6 +103,23 @@ def output_folder(path: str | Path) -> Iterator[Path]:
         for parent in reversed(made):
             with suppress(OSError):  # something is in it
                 parent.rmdir()
+
+
+def check_inputs_stay(written: Iterable[Path], read: Iterable[Path]) -> None:
+    """Raise OptionError where a file that will be written is, under this name or another, one of those that are read."""
+    inputs = {_file(path) for path in read if path.exists()}
+    for path in written:
+        if path.exists() and _file(path) in inputs:
+            raise OptionError(
+                f"{path} is a picture or a mask that is read here, and what is written would replace it: give another"
+                " folder to --out, or another name"
+            )
+
+
+def _file(path: Path) -> tuple[int, int]:
+    """The same for all names of one file."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _refusal(what: str, error: OSError | ValueError) -> OutputError:
