@@ -133,6 +133,20 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_table(options: StudyOptio
     assert (Path("again") / "stage-2.png").read_bytes() == (Path("out") / "stage-2.png").read_bytes()
 
 
+def test_sheets_show_the_pictures_of_this_run_alone(options: StudyOptions) -> None:
+    """Of a folder that held a run with more controls, in other steps, and was torn, the same sheets come as of a new one."""
+    study_reconstruction(replace(options, steps=2), Silent())
+    fewer = replace(options, methods=("vjp", "blind"), controls=("swap",), at=("1",))
+    study_reconstruction(fewer, Silent())
+    study_reconstruction(replace(fewer, out=Path("new")), Silent())
+    expected = Path("new/stage-1.png").read_bytes()
+    assert Path("out/stage-1.png").read_bytes() == expected
+    for number, file in enumerate(sorted(Path("out/rows").glob("*-1-*.png"))[::3]):
+        file.write_bytes(file.read_bytes()[:50]) if number % 2 else file.unlink()
+    study_reconstruction(fewer, Silent())
+    assert Path("out/stage-1.png").read_bytes() == expected
+
+
 def test_seconds_become_steps_once_and_an_interrupt_does_not_change_them(options: StudyOptions) -> None:
     timed = replace(options, steps=None, seconds=0.3, methods=("mahendran",), at=("1",), controls=("swap",))
     with pytest.raises(KeyboardInterrupt):

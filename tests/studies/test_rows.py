@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,20 @@ def test_a_failed_row_says_why(tmp_path: Path) -> None:
     keep(tmp_path / "row.json", Row("wiener", 1, "b.jpg", {}, "no luck"), "run", {})
     found = kept(tmp_path / "row.json", "run")
     assert found is not None and found.error == "no luck" and found.values == {}
+
+
+def test_a_row_of_other_settings_takes_the_older_pictures_away(path: Path) -> None:
+    keep(path.with_name("row-mean.json"), ROW, "run", {"own": Image.new("RGB", (4, 3))})
+    keep(path, ROW, "another run", {"null": Image.new("RGB", (4, 3))})
+    assert picture_of(path, "own") is None and picture_of(path, "null") is not None
+    keep(path, Row("blind", 2, "a.jpg", {}, "no luck"), "third run", {})
+    assert sorted(p.name for p in path.parent.iterdir()) == ["row-mean.json", "row-mean.own.png", "row.json"]
+
+
+@pytest.mark.parametrize(
+    "change", [Path.unlink, lambda p: p.write_bytes(p.read_bytes()[:-9]), lambda p: p.write_bytes(b"")]
+)
+def test_a_row_whose_picture_is_lost_or_damaged_is_drawn_anew(change: Callable[[Path], object], path: Path) -> None:
+    assert kept(path, "run") is not None
+    change(path.with_name("row.own.png"))
+    assert kept(path, "run") is None
