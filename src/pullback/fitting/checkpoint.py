@@ -18,7 +18,7 @@ from pullback.errors import OptionError
 from pullback.images import write_whole
 from pullback.inversion.kept import Tensors, tensors_digest
 
-SCHEMA = 1
+SCHEMA = 2
 
 _METADATA = "pullback.fit"
 _DIGEST = "digest"
@@ -29,12 +29,11 @@ _TENSORS = ("parameters", "first", "second", "running")
 class State:
     """After `step` steps: the parameters (P,), Adam's moments (P,), and the sum of (loss, floor, zero) since the last validation.
 
-    threads: of torch's, on which the last bits depend. history: a row a validation. What is drawn at random depends on
-    the seed and the place alone (`draws.py`), so that the step is all there is to keep of generators and data order.
+    history: a row a validation. What is drawn at random depends on the seed and the place alone (`draws.py`), so that the
+    step is all there is to keep of generators and data order.
     """
 
     step: int
-    threads: int
     parameters: Tensor
     first: Tensor
     second: Tensor
@@ -45,7 +44,7 @@ class State:
     def begin(cls, parameters: Tensor) -> State:
         first, second = torch.zeros_like(parameters), torch.zeros_like(parameters)
         running = torch.zeros(3, dtype=torch.float64, device="cpu")
-        return cls(0, torch.get_num_threads(), parameters, first, second, running)
+        return cls(0, parameters, first, second, running)
 
     def save(self, path: Path, settings: Mapping[str, Any]) -> None:
         """Whole or not at all. Raises OutputError."""
@@ -53,7 +52,6 @@ class State:
             "schema": SCHEMA,
             "settings": settings,
             "step": self.step,
-            "threads": self.threads,
             "history": self.history,
         }
         tensors = {name: getattr(self, name) for name in _TENSORS}
@@ -86,7 +84,7 @@ class State:
             raise OptionError(
                 f"{path} is the checkpoint of another fit: {differing}; carry on with its settings, or begin anew with overwrite"
             )
-        return cls(about["step"], about["threads"], **tensors, history=tuple(about["history"]))
+        return cls(about["step"], **tensors, history=tuple(about["history"]))
 
 
 def _digest(text: str, tensors: Tensors) -> str:

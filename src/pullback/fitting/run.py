@@ -55,7 +55,8 @@ def fit_correctors(
     every step.
 
     In a process group (torchrun) the processes share the pictures of a batch, one of them writes, and the bytes are those
-    of one process alone. The card of the result has the settings, the losses and the digests of the pictures.
+    of one process alone. Each computes on one thread, since the last bits depend on their number: on a CPU with several
+    cores start several processes. The card of the result has the settings, the losses and the digests of the pictures.
 
     Cost a step: for each of `batch` pictures a forward pass, and `channels` cascades with their derivative, about three
     cascades each. Raises OptionError (settings, too few pictures, a checkpoint or a result of other settings, a picture that
@@ -76,6 +77,7 @@ def fit_correctors(
     levels, workers = levels_of(encoder), Workers.here(encoder.device)
     path = None if out is None else Path(out)
     with ExitStack() as stack:
+        stack.enter_context(_same_bits())
         if path is not None:
             if path.is_dir():
                 raise OutputError(f"{path} is a folder: name a file in it for the correctors")
@@ -91,7 +93,6 @@ def fit_correctors(
                 return there
             state = there
         workers.wait()  # nothing is written before every process has seen what stood there
-        stack.enter_context(_same_bits(state.threads))
         fit = Fit(encoder, levels, recipe, examples, workers)
         for state in fit.states(state, told):  # noqa: B020 - the last one is what is wanted
             if path is not None and workers.rank == 0:
@@ -104,7 +105,7 @@ def fit_correctors(
             raise NumericsError(
                 f"the correctors are not finite in {stored.dtype} after step {state.step} at rate={recipe.rate}; give a lower rate"
             )
-        made = {"preset": _words(preset, recipe), "threads": state.threads, "repeated pictures": examples.repeated}
+        made = {"preset": _words(preset, recipe), "repeated pictures": examples.repeated}
         marks = marks_of((*examples.fitted, *examples.held))
         card = {**settings, **made, **marks, **fit.outcome(state)}
         found = replace(found, label=f"fitted on {len(examples.fitted)} pictures", card=card)
@@ -173,11 +174,14 @@ def _stored(dtype: torch.dtype) -> torch.dtype:
 
 
 @contextmanager
-def _same_bits(threads: int) -> Iterator[None]:
-    """torch's threads and cuDNN's choice of algorithms for a while such that the same work gives the same bits."""
+def _same_bits() -> Iterator[None]:
+    """One thread of torch's and cuDNN's own algorithms for a while, such that the same work gives the same bits.
+
+    Sums are rounded in another way on another number of threads, and torchrun gives its processes one each.
+    """
     before = torch.get_num_threads()
     cudnn = torch.backends.cudnn
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     try:
         with cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32):
             yield
