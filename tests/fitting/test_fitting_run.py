@@ -278,13 +278,15 @@ def test_a_result_that_is_not_finite_is_told_and_not_written(tmp_path: Path) -> 
         assert names(tmp_path) == []
 
 
-def test_the_card_names_the_pictures_of_files(tmp_path: Path) -> None:
+def test_the_card_names_pictures_that_are_no_tensors(tmp_path: Path) -> None:
     folder, out = tmp_path / "pictures", tmp_path / "fitted.safetensors"
     folder.mkdir()
     for i in range(5):
         Image.new("RGB", (20, 20), (i * 20, 100, 7)).save(folder / f"{i}.png")
     fit_correctors(ENCODER, folder, QUICK, steps=1, held_back=2, out=out)
     assert pb.Correctors.load(out).pictures == {pb.load_image(p).digest[:16] for p in folder.iterdir()}
+    opened = [Image.open(p).copy() for p in folder.iterdir()]
+    assert fit_correctors(ENCODER, opened, QUICK, steps=1).pictures == pb.Correctors.load(out).pictures
     assert fit_correctors(ENCODER, [folder, IMAGES[0]], QUICK, steps=1).pictures is None
 
 

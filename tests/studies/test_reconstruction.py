@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pullback.encoders import Encoder
 from pullback.errors import EncoderError, OptionError, StageError
-from pullback.images import load_image
+from pullback.images import load_image, scene
 from pullback.inversion import Correctors, Inverter
 from pullback.inversion.correctors import PICTURES
 from pullback.pictures import Display
@@ -366,6 +366,19 @@ def test_correctors_fitted_on_a_studied_picture_are_refused(options: StudyOption
         study_reconstruction(study, Silent())
         unknown = "do not say which pictures" in Path("out/reconstruction.md").read_text(encoding="utf-8")
         assert unknown == (marks is None)
+
+
+@pytest.mark.parametrize("seed", [30_000_000, 30_000_967])
+def test_the_shipped_correctors_know_the_scenes_that_they_were_fitted_on(seed: int, options: StudyOptions) -> None:
+    study = StudyOptions(images=("fitted.png",), out=Path("out"), methods=("fused",), controls=(), at=("1",))
+    Image.fromarray(scene(seed).image).save("fitted.png")
+    with pytest.raises(OptionError, match=r"fitted\.png is to be studied, but the correctors were fitted on it"):
+        study_reconstruction(study, Silent())
+    Image.fromarray(scene(30_000_968).image).save("new.png")
+    progress = Silent()
+    study_reconstruction(replace(study, images=("new.png",)), progress)
+    assert not any("were fitted on" in note for note in progress.notes)
+    study_reconstruction(replace(study, methods=("vjp",)), progress)  # no cascade, so no correctors to be fitted on it
 
 
 def test_rows_of_another_training_are_drawn_anew(options: StudyOptions) -> None:

@@ -109,10 +109,7 @@ def planned(options: StudyOptions, files: Sequence[Path], folder: Path, progress
     named = [s.number for s in encoder.stages] if options.at is None else [_stage(encoder, s) for s in options.at]
     stages = list(dict.fromkeys(named))
     chosen = options.methods or tuple(m for m in METHODS if m != "upconvnet" or options.train)
-    if options.correctors:
-        fitted = [Correctors.load(path) for path in options.correctors]
-    else:
-        fitted = [c for c in (shipped_correctors(encoder),) if c is not None]
+    fitted = _correctors(options, encoder) if set(chosen) & set(MODES) else []  # nothing else is drawn with them
     for c in fitted:
         c.check(encoder.name, [encoder.input_shape[0], *(s.channels for s in encoder.stages[:-1])])
         tell(_apart(c, subjects))
@@ -181,6 +178,14 @@ def _subjects(encoder: Encoder, files: Sequence[Path], seed: int) -> tuple[list[
     if len(found) < 2:
         return found, notes
     return [_with_guest(s, found[i - 1 if i else 1], seed) for i, s in enumerate(found)], notes
+
+
+def _correctors(options: StudyOptions, encoder: Encoder) -> list[Correctors]:
+    """Those that were named, or else those that come with the encoder, if any."""
+    if options.correctors:
+        return [Correctors.load(path) for path in options.correctors]
+    shipped = shipped_correctors(encoder)
+    return [] if shipped is None else [shipped]
 
 
 def _apart(correctors: Correctors, subjects: Sequence[Subject]) -> list[str]:
