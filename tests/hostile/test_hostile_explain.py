@@ -158,6 +158,7 @@ def test_a_bad_picture_among_good_ones_is_listed_and_the_others_are_done(run: Ru
     assert "1 of 6 pictures could not be explained (c); the others are done" in ran.error
     stems = ["10", "9", "b-jpg", "b-png", "index-2"]
     assert outputs() == sorted([f"{s}.{x}" for s in stems for x in ("html", "json", "png")] + ["index.html"])
+    assert "<b><bdi>c.jpg</bdi></b>" in Path("out/index.html").read_text()
     links = re.findall(r'<h3><a href="([^"]+)">', Path("out/index.html").read_text())
     assert links == ["9.html", "10.html", "b-jpg.html", "b-png.html", "index-2.html"]
     assert "is not a picture that can be read" in Path("out/index.html").read_text()
@@ -182,6 +183,41 @@ def test_no_report_replaces_the_picture_or_the_mask_that_it_is_of(
         ran = run(*asked, "--out", out, *overwrite)
         assert ran.status == 2 and "give another folder to --out" in ran.error and asked[-1] in ran.error
     assert {path.name: path.read_bytes() for path in Path().iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["photo.html", "photo.json", "photo.png", "index.html"])
+def test_no_report_replaces_a_file_of_somebody_elses(name: str, run: Run) -> None:
+    saved("in/photo.jpg")
+    saved("in/second.jpg", picture(seed=1))
+    Path("site").mkdir()
+    foreign = Path("site", name)
+    foreign.write_bytes(b'{"schema": 1, "run": "marathon", "footer": "Made by pullback"}')
+    ran = run("in", "--out", "site")
+    assert ran.status == 2 and f"site/{name} is no report of pullback" in ran.error and "--overwrite" in ran.error
+    assert outputs(Path("site")) == [name] and b"marathon" in foreign.read_bytes()
+    assert run("in", "--out", "site", "--overwrite").status == 0
+    assert len(outputs(Path("site"))) == 7 and b"marathon" not in foreign.read_bytes()
+
+
+@pytest.mark.parametrize("lost", [["html"], ["png"], ["json"], ["json", "png"]])
+def test_reports_of_other_settings_are_replaced_and_halves_of_them_too(lost: list[str], run: Run) -> None:
+    saved("photo.jpg")
+    assert run("photo.jpg", "--target", "0").status == 0
+    for suffix in lost:
+        Path(f"out/photo.{suffix}").unlink()
+    assert run("photo.jpg", "--target", "1").status == 0
+    assert record("photo")["target"]["index"] == 1
+    assert run("photo.jpg", "--target", "0").status == 0
+    assert record("photo")["target"]["index"] == 0
+
+
+def test_an_index_says_of_what_run_it_is_and_that_a_later_one_may_have_other_reports(run: Run) -> None:
+    saved("in/a.png")
+    saved("in/b.png", picture(seed=1))
+    assert run("in", "--seed", "3").status == 0
+    digest = record("a")["provenance"]["weights (SHA-256)"]
+    index = Path("out/index.html").read_text()
+    assert f"weights {digest[:12]}, quality draft, start taught, seed 3. This page is of that run alone" in index
 
 
 def test_the_longest_file_names_get_reports_with_shorter_ones(run: Run) -> None:
@@ -213,8 +249,8 @@ def test_every_awkward_file_of_the_data_folder(data: Path, run: Run) -> None:
     assert f"{len(broken)} of {len(files)} pictures could not be explained" in ran.error
     done = {Path(name).stem for name in outputs() if name.endswith(".json")}
     assert done == {p.name.replace(".", "-") if p.stem == "photo" else p.stem for p in files if p.stem not in broken}
-    for stem in broken:
-        assert f"<bdi>{stem}</bdi>" in Path("out/index.html").read_text()
+    for name in (p.name for p in files if p.stem in broken):
+        assert f"<bdi>{name}</bdi>" in Path("out/index.html").read_text()
     turned = [[c["probability"] for c in record(f"exif_orientation_{n}")["classes"]] for n in (2, 3, 6)]
     assert turned[1] == pytest.approx(turned[0], abs=0.01) and turned[2] == pytest.approx(turned[0], abs=0.01)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from base64 import b64decode
+from html import escape as html_escape
 from html.parser import HTMLParser
 from io import BytesIO
 from urllib.parse import unquote
@@ -15,9 +16,10 @@ import pytest
 from PIL import Image
 
 from pullback.pictures.plain import number, share, span
-from pullback.report import Foreground, Guess, IndexEntry, StageSpectrum, index, page, thumbnail
+from pullback.report import Foreground, Guess, IndexEntry, StageSpectrum, index, is_page, page, thumbnail
 
 HOSTILE = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'\x00\udc80"
+RUN = {"weights": "0123abcd", "quality": "draft"}
 _VOID = {"meta", "img", "br"}
 
 
@@ -139,9 +141,9 @@ def test_every_picture_has_its_null_mode_range_and_clamped_share(explain):
 
 
 def test_templates_are_compiled_once(explain, monkeypatch):
-    first = page(explain()), index([], "net")
+    first = page(explain()), index([], "net", RUN)
     monkeypatch.setattr(jinja2.Environment, "compile", None)
-    assert (page(explain()), index([], "net")) == first
+    assert (page(explain()), index([], "net", RUN)) == first
 
 
 def test_picture_and_null_are_the_pixels_of_the_result(explain):
@@ -226,7 +228,7 @@ def test_index_lists_pages_and_failures(explain):
         IndexEntry("javascript:alert(1)", page="javascript:alert(1)"),
         IndexEntry("broken.jpg", error="not a picture: <b>empty</b>"),
     ]
-    html = index(entries, "net")
+    html = index(entries, "net", RUN)
     html.encode()
     reader = read(html)
     links = [attributes["href"] for tag, attributes in reader.tags if tag == "a"]
@@ -237,9 +239,26 @@ def test_index_lists_pages_and_failures(explain):
     assert "1 could not be explained" in reader.words
 
 
+def test_index_says_of_what_run_it_is(explain):
+    words = text(index([], HOSTILE, {"quality": "high", "seed": 7, HOSTILE: HOSTILE}))
+    assert "quality high, seed 7, " in words
+    assert "a later one may have put other reports behind these links" in words
+
+
+@pytest.mark.parametrize("made", ["page", "index", "other", "none"])
+def test_pages_are_known_again_and_nothing_else_is(made, explain, tmp_path):
+    """A page that only tells of the mark is none: what comes from outside is no markup."""
+    mark = "<footer>Made by pullback 0.1.0.</footer>"
+    made_here = {"page": page(explain(name=mark)), "index": index([IndexEntry(mark, error=mark)], mark, RUN)}
+    if made != "none":
+        (tmp_path / "x.html").write_text(made_here.get(made, f"<p>{html_escape(mark)}</p>"))
+    assert is_page(tmp_path / "x.html") == (made in made_here)
+    assert not is_page(tmp_path)
+
+
 def test_index_of_none_and_of_one(explain):
-    assert "0 images" in text(index([], "net"))
-    assert "1 image," in text(index([IndexEntry("a", page="a.html")], "net"))
+    assert "0 images" in text(index([], "net", RUN))
+    assert "1 image," in text(index([IndexEntry("a", page="a.html")], "net", RUN))
 
 
 def test_thumbnails_are_small_and_never_enlarged():

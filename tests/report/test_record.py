@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from pullback.report import Foreground, record, record_json
+from pullback.report import Foreground, is_record, record, record_json
 
 
 def test_record_survives_the_round_trip(explain):
@@ -53,3 +53,9 @@ def test_what_is_missing_or_unknown_is_null(explain):
 def test_names_that_no_file_can_hold_are_replaced(explain):
     back = json.loads(record_json(explain(file_name="a\udc80\x00漢.jpg")).encode())
     assert back["image"]["file"] == "a\ufffd\ufffd漢.jpg"
+
+
+def test_records_are_known_again_and_nothing_else_is(explain):
+    assert is_record(json.loads(record_json(explain(), "run")))
+    assert is_record(json.loads(record_json(explain())))
+    assert not any(is_record(other) for other in (None, [], {}, {"schema": 1}, {"run": "run", "schema": 1}, "schema"))

@@ -56,7 +56,10 @@ def explain(
     ] = Start.TAUGHT,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything that is drawn at random.")] = 0,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Make reports anew; default: an interrupted folder carries on.")
+        bool,
+        typer.Option(
+            "--overwrite", help="Make reports anew, whatever stands there; default: an interrupted folder carries on."
+        ),
     ] = False,
 ) -> None:
     """Explain pictures: what each stage keeps, what the class is made of, and how much of it is the network's.

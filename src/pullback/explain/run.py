@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -35,7 +36,7 @@ from pullback.images import (
 from pullback.inversion import Correctors, shipped_correctors
 from pullback.inversion.wiener import RIDGE
 from pullback.pictures.display import png
-from pullback.report import Guess, IndexEntry, index, page, panel, record_json, thumbnail
+from pullback.report import Guess, IndexEntry, index, is_page, is_record, page, panel, record_json, thumbnail
 
 BUNDLED_SCENE = 20_000_007  # a seed that the embedded encoder was never trained on
 INDEX = "index"
@@ -51,12 +52,17 @@ class _Job:
     mask: Path | None
     stem: str
 
+    @property
+    def name(self) -> str:
+        return self.source.name if self.source else self.stem
+
 
 def explain_all(options: Options, progress: Progress) -> Path:
     """Do what the options say and return the page to open. What cannot work raises before the first picture is drawn.
 
     In a folder, pictures that fail are listed in the index and raise one ImageError at the end; reports that are there
-    already, from the same picture and the same settings, are kept unless `overwrite` is set.
+    already, from the same picture and the same settings, are kept unless `overwrite` is set. Without it files that are no
+    report of pullback are not replaced either, but raise OptionError.
     """
     if options.quality not in SECONDS:
         raise OptionError(f"unknown quality {options.quality!r}; choose one of {', '.join(SECONDS)}")
@@ -67,6 +73,8 @@ def explain_all(options: Options, progress: Progress) -> Path:
             (folder / f"{job.stem}.{suffix}" for job in jobs for suffix in _SUFFIXES),
             (path for job in jobs for path in (job.source, job.mask) if path is not None),
         )
+        if not options.overwrite:
+            _check_reports(folder, [job.stem for job in jobs])
         return _explain_into(folder, jobs, options, device, progress)
 
 
@@ -97,10 +105,13 @@ def _explain_into(folder: Path, jobs: list[_Job], options: Options, device: torc
             progress.advance(parts(encoder))
             progress.note(f"{job.stem}: {error}")
             failed.append(job.stem)
-            entries.append(IndexEntry(job.stem, error=str(error)))
+            entries.append(IndexEntry(job.name, error=str(error)))
     if len(jobs) == 1:
         return folder / f"{jobs[0].stem}.html"
-    write_whole(folder / f"{INDEX}.html", index(entries, encoder.name).encode())
+    settings = {
+        "weights": encoder.weights_digest[:12], "quality": options.quality, "start": options.start, "seed": options.seed,
+    }  # fmt: skip
+    write_whole(folder / f"{INDEX}.html", index(entries, encoder.name, settings).encode())
     if failed:
         named = ", ".join(failed[:3]) + (" ..." if len(failed) > 3 else "")
         raise ImageError(
@@ -138,6 +149,20 @@ def _jobs(options: Options) -> list[_Job]:
         jobs.append(_Job(file, mask, next(free)))
         taken.add(jobs[-1].stem.casefold())
     return jobs
+
+
+def _check_reports(folder: Path, stems: list[str]) -> None:
+    """Raise OptionError where a file that is no earlier report of pullback's, nor an index of some, would be replaced."""
+    # One of its two texts is enough to tell a report: where it was killed as it was written, the other may be missing.
+    others = [s for s in stems if not is_record(_record(folder, s)) and not is_page(folder / f"{s}.html")]
+    foreign = [folder / f"{stem}.{suffix}" for stem in others for suffix in _SUFFIXES]
+    if len(stems) > 1 and not is_page(folder / f"{INDEX}.html"):
+        foreign.append(folder / f"{INDEX}.html")
+    for path in foreign:
+        if path.is_file():
+            raise OptionError(
+                f"{path} is no report of pullback, and one would replace it: give another folder to --out, or --overwrite"
+            )
 
 
 def _short(stem: str) -> str:
@@ -231,19 +256,24 @@ def _fingerprint(
 
 def _finished(folder: Path, stem: str, run: str) -> dict[str, object] | None:
     """The record of a finished report of the same run, if all its files are there."""
-    try:
-        found = json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    found = _record(folder, stem)
     whole = all((folder / f"{stem}.{suffix}").is_file() for suffix in ("html", "png"))
-    return found if whole and isinstance(found, dict) and found.get("run") == run else None
+    return found if whole and is_record(found) and found["run"] == run else None
+
+
+def _record(folder: Path, stem: str) -> Any:
+    """What stands in the place of a report's record; None where that is no JSON."""
+    try:
+        return json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def _entry(job: _Job, shown: Image.Image, found: dict[str, object]) -> IndexEntry:
     classes = found.get("classes")
     guess = Guess(**classes[0]) if isinstance(classes, list) and classes else None
     return IndexEntry(
-        job.source.name if job.source else job.stem,
+        job.name,
         thumbnail(shown),
         guess,
         f"{job.stem}.html",

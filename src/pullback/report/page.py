@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -22,6 +23,7 @@ from pullback.report.overlay import outlined, saliency_view
 from pullback.report.words import METHODS
 
 _THUMBNAIL = 112
+_MADE = b"<footer>Made by pullback "
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +56,26 @@ def page(explanation: Explanation) -> str:
     )
 
 
-def index(entries: Sequence[IndexEntry], encoder: str) -> str:
-    """The page that leads to the reports of several images; images that failed are listed with their reasons."""
+def is_page(path: Path) -> bool:
+    """Whether the file is there and is a page that this module made, of whatever version: each ends by saying so."""
+    try:
+        return _MADE in path.read_bytes()
+    except OSError:
+        return False
+
+
+def index(entries: Sequence[IndexEntry], encoder: str, settings: Mapping[str, Any]) -> str:
+    """The page that leads to the reports of several images; images that failed are listed with their reasons.
+
+    settings: what else tells this run from others, by name; a later run may put other reports behind the same links.
+    """
     return _render(
         "index.html.j2",
         entries=entries,
         explained=[entry for entry in entries if entry.error is None],
         failed=[entry for entry in entries if entry.error is not None],
         encoder=encoder,
+        settings=settings,
         thumbnail=_THUMBNAIL,
         version=__version__,
     )

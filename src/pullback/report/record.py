@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -47,6 +47,11 @@ def record(explanation: Explanation, run: str | None = None) -> dict[str, Any]:
         "provenance": e.provenance,
         "seconds": e.seconds,
     })  # fmt: skip
+
+
+def is_record(found: object) -> TypeGuard[dict[str, Any]]:
+    """Whether what was read from a JSON file is a record, of whatever schema."""
+    return isinstance(found, dict) and {"schema", "run", "spectrum", "provenance"} <= found.keys()
 
 
 def record_json(explanation: Explanation, run: str | None = None) -> str:
