@@ -90,6 +90,18 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path: Path, monkeypa
     assert (tmp_path / "file").read_text() == ""
 
 
+def test_that_nothing_can_be_kept_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    for count, folder in enumerate(("file", "file", "file/below", "cache"), 1):
+        monkeypatch.setenv("PULLBACK_CACHE", str(tmp_path / folder))
+        kept(("said", count), Maker())
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(told) == 2  # of two folders
+    assert all(str(tmp_path / "file") in line and "PULLBACK_CACHE" in line for line in told)
+
+
 def test_the_folder_of_no_user_is_no_obstacle(
     forget: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ Tensors = dict[str, Tensor]
 
 _IN_MEMORY = 16
 _memory: OrderedDict[Path, Tensors] = OrderedDict()
+_refused: set[Path] = set()  # folders that could not be written, which was said
 _making = threading.RLock()  # what is made may need something else that is kept
 
 
@@ -30,7 +31,8 @@ def kept(said: object, make: Callable[[], Tensors]) -> Tensors:
     """The tensors that `make` gives, made once for all that is said of them: `repr(said)` must tell all that decides them.
 
     In the folder $PULLBACK_CACHE, or the one that this system has for caches. A folder that is not to be found or cannot be
-    written, or a file that is not whole or tells of something else, is no obstacle: then they are made again.
+    written, or a file that is not whole or tells of something else, is no obstacle: then they are made again. That nothing
+    can be kept in a folder is logged as a warning, once.
     """
     name = hashlib.sha256(repr(said).encode()).hexdigest()
     path = cache_folder() / f"{name[:32]}.safetensors"
@@ -65,7 +67,13 @@ def _write(path: Path, name: str, made: Tensors) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, whole)
     except (OSError, RuntimeError, PullbackError) as error:  # RuntimeError: no such user's home
-        _log.info("%s is not kept for next time: %s", path.name, error)
+        if path.parent not in _refused:
+            _refused.add(path.parent)
+            _log.warning(
+                "what was made for this network is not kept for next time (%s); name a folder that you may write to in"
+                " PULLBACK_CACHE",
+                error,
+            )
 
 
 def storable(tensors: Tensors) -> Tensors:
