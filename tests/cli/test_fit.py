@@ -145,8 +145,10 @@ def nothing() -> None:
     [
         (["missing"], nothing, "missing"),
         (["."], nothing, "its subfolder pictures has some"),
+        (["pictures/0.png", "pictures/1.png"], nothing, "hold back fewer (--held-back), or give more"),
         (["pictures/0.png"], nothing, "held back"),
         (["pictures", "--batch", "5"], nothing, "a batch of 5"),
+        (["pictures", "--batch", "5"], nothing, "hold back fewer (--held-back), or take a smaller batch (--batch)"),
         (["pictures", "--held-back", "6"], nothing, "6 held back of 6"),
         (["pictures", "--steps", "0"], nothing, "steps=0"),
         (["pictures", "--rate", "0"], nothing, "rate=0"),

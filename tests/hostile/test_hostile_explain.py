@@ -21,7 +21,10 @@ from oracles.command import SPEC, Run, bytes_in, outputs, picture, record, saved
 from PIL import Image
 from safetensors.torch import save_file
 
+import pullback.explain.recipe
 import pullback.explain.run
+from pullback.cli.progress import Progress
+from pullback.errors import StageError
 from pullback.inversion import Correctors
 
 # ---- pictures -----------------------------------------------------------------------------------------------------
@@ -218,6 +221,29 @@ def test_an_index_says_of_what_run_it_is_and_that_a_later_one_may_have_other_rep
     digest = record("a")["provenance"]["weights (SHA-256)"]
     index = Path("out/index.html").read_text()
     assert f"weights {digest[:12]}, quality draft, start taught, seed 3. This page is of that run alone" in index
+
+
+def test_only_what_was_done_has_seconds_and_all_is_done_in_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the mean colour no start is taught, and a part that is left out has no time, though it cost some."""
+    parts: list[int] = []
+    monkeypatch.setattr(Progress, "start", lambda self, total, told: parts.append(total))
+    monkeypatch.setattr(Progress, "advance", lambda self, n=1, told=None: parts.append(-n))
+    true = pullback.explain.recipe._iterative
+
+    def failing(session: Any, stage: Any, method: str, *options: Any) -> Any:
+        if (stage.number, method) == (2, "wiener"):
+            raise StageError("no luck")
+        return true(session, stage, method, *options)
+
+    monkeypatch.setattr(pullback.explain.recipe, "_iterative", failing)
+    assert run(saved("photo.png"), "--start", "mean").status == 0
+    told = record("photo")
+    stages = [f"stage {n}: {method}" for n in (1, 2) for method in ("blind", "wiener", "cascade")]
+    stages.remove("stage 2: wiener")
+    assert list(told["seconds"]) == [*stages, "class and channels", "certificates"]
+    assert told["spectrum"][1]["skipped"] == {"wiener": "no luck"}
+    assert told["image"]["origin"] == "your own file"
+    assert sum(parts) == 0
 
 
 def test_the_longest_file_names_get_reports_with_shorter_ones(run: Run) -> None:

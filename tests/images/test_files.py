@@ -155,6 +155,12 @@ def test_an_impossible_output_folder_is_one_error(tmp_path: Path, target: str, a
     assert tree(tmp_path) == {"file": b"kept"}
 
 
+def test_a_file_in_the_way_of_an_output_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"kept")
+    with pytest.raises(OutputError, match=f"{tmp_path}/file/a/b cannot be used because of {tmp_path}/file: "):
+        output_folder(tmp_path / "file" / "a" / "b").__enter__()
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 def test_an_output_folder_on_a_failing_disk_goes_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int

@@ -63,3 +63,7 @@ def test_plain_values_survive_json():
         "inf": None, "4": True, "none": None,
     }  # fmt: skip
     assert json.loads(json.dumps(plain(value), allow_nan=False)) == expected
+
+
+def test_a_figure_that_a_flat_picture_has_not_says_so():
+    assert facts({"null: correlation": float("nan"), "steps": 3}) == "null: correlation none (flat), steps 3"

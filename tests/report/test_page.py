@@ -17,6 +17,7 @@ from PIL import Image
 
 from pullback.pictures.plain import number, share, span
 from pullback.report import Foreground, Guess, IndexEntry, StageSpectrum, index, is_page, page, thumbnail
+from pullback.report.words import METHODS
 
 HOSTILE = "</title></style><script>alert(1)</script><img src=x onerror=alert(2)>\"'\x00\udc80"
 RUN = {"weights": "0123abcd", "quality": "draft"}
@@ -194,6 +195,28 @@ def test_parts_that_are_missing_leave_no_empty_section(explain):
 def test_a_class_that_is_not_the_first_answer_is_named_so(explain):
     assert "tench (class 0, the most probable)" in text(page(explain()))
     assert "goldfish (class 1, chosen; not the network's first answer)" in text(page(explain(target=(1, "goldfish"))))
+
+
+def test_a_class_without_a_name_is_numbered_once(explain):
+    first = explain(guesses=(Guess(1, "class 1", 0.9),), target=(1, "class 1"))
+    assert "Explained here: class 1 (the most probable)." in text(page(first))
+    other = dataclasses.replace(first, target=(0, "class 0"))
+    assert "Explained here: class 0 (chosen; not the network's first answer)." in text(page(other))
+
+
+def test_a_flat_picture_has_no_correlation_and_says_why(explain):
+    e = explain(stages=1)
+    figures = {"null: correlation": float("nan"), "steps": 3}
+    stage = dataclasses.replace(e.spectrum[0], cascade=dataclasses.replace(e.spectrum[0].cascade, figures=figures))
+    words = text(page(dataclasses.replace(e, spectrum=(stage,))))
+    assert "null: correlation none (flat) steps 3" in words
+    assert "unknown" not in words.replace("pixels unknown", "")
+
+
+def test_the_words_of_a_method_hold_for_every_start():
+    """Where a search began stands in the caption of its picture; the words above all pictures name no one start."""
+    blind = next(m for m in METHODS if m.key == "blind")
+    assert "taught" not in blind.lead and "decoder" not in blind.lead and "start" in blind.lead
 
 
 def test_foreground_energy_stands_beside_the_area_share(explain):

@@ -47,17 +47,15 @@ def explain(
 ) -> Explanation:
     """Explain one preprocessed image (C, H, W); `mask` (H, W): 1 object, 0 background, NaN unknown.
 
-    `told` hears the name of each part before it begins (`parts` lists them). Raises what the methods raise.
+    `told` hears the name of each part before it begins (`parts` counts them). Raises what the methods raise.
     """
     clock = _Clock(told)
     frozen = Inverter(encoder, "cascade", "frozen", correctors=correctors, memory=MEMORY, seed=seed)
     additive = Inverter(frozen.encoder, "cascade", "additive", correctors=correctors, seed=seed)
     with frozen(image) as session:
-        with (
-            clock.part("start of the blind inverse (kept for next time)"),
-            suppress(PullbackError),
-        ):  # told where it is drawn
-            if start == "taught":
+        if start == "taught":
+            # What cannot be taught is told where it would be drawn from.
+            with suppress(PullbackError), clock.part("start of the blind inverse (kept for next time)"):
                 session.through(Inverter(frozen.encoder, "decoder")).stage(1)
         guesses, target = _guesses(encoder, session, target)
         dead = {s.number: session.dead(s.number) for s in encoder.stages}  # a stage without features is found out here
@@ -66,20 +64,20 @@ def explain(
             drawn: dict[str, Picture] = {}
             skipped: dict[str, str] = {}
             for name in ("blind", "wiener", "cascade"):
-                with clock.part(f"stage {stage.number}: {name}"):
-                    try:
+                try:
+                    with clock.part(f"stage {stage.number}: {name}"):
                         if name == "cascade":
                             found = session.stage(stage.number)
                         else:
                             found = _iterative(session, stage, name, quality, start, seed)
                         drawn[name] = _compared(found, image)
-                    except PullbackError as error:
-                        skipped[name] = str(error)
+                except PullbackError as error:
+                    skipped[name] = str(error)
             spectrum.append(StageSpectrum(stage.number, stage.name, skipped=skipped, **drawn))
         class_picture: ClassPicture | None = None
         channels: tuple[ChannelEntry, ...] = ()
-        with clock.part("class and channels"):
-            if target is not None:
+        if target is not None:
+            with clock.part("class and channels"):
                 class_picture = session.cls(target)
                 channels = _channels(session, session.through(additive), target)
         with clock.part("certificates"):
@@ -115,12 +113,12 @@ def explain(
 
 
 def parts(encoder: Encoder) -> int:
-    """How many parts `explain` tells of."""
+    """How many parts `explain` tells of, where there is something to do for each."""
     return 3 * encoder.depth + 3
 
 
 class _Clock:
-    """Tells each part as it begins and keeps its wall-clock seconds."""
+    """Tells each part as it begins and keeps its wall-clock seconds, where it comes to an end."""
 
     def __init__(self, told: Callable[[str], None]) -> None:
         self.told = told

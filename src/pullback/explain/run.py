@@ -227,7 +227,7 @@ def _one(
         folder / f"{job.stem}.json": text.encode(),
     }
     write_together(files)
-    progress.advance(1)
+    progress.advance(parts(encoder) - max(begun - 1, 0))  # what there was nothing to do for is done too
     return _entry(job, shown, json.loads(text))
 
 
@@ -238,7 +238,7 @@ def _read(job: _Job) -> tuple[Loaded, Mask | None, str]:
         mask = load_mask(job.mask or Image.fromarray(made.mask), loaded)
         return loaded, mask, f"a bundled scene ({made.name}, seed {made.seed}), since no image was given"
     loaded = load_image(job.source)
-    return loaded, None if job.mask is None else load_mask(job.mask, loaded), "the user's own file"
+    return loaded, None if job.mask is None else load_mask(job.mask, loaded), "your own file"
 
 
 def _fingerprint(

@@ -108,13 +108,14 @@ def _check(count: int, repeated: int, recipe: Recipe) -> None:
         raise ImageError("no picture to fit on was given: give some files, or a folder of them")
     if recipe.held_back >= count:
         raise OptionError(
-            f"{recipe.held_back} held back of {given} leaves none to fit on: hold back fewer, or give more"
+            f"{recipe.held_back} held back of {given} leaves none to fit on: hold back fewer (--held-back), or give"
+            " more"
         )
     left = count - recipe.held_back
     if left < recipe.batch:
         raise OptionError(
             f"a batch of {recipe.batch} needs as many pictures, and {given} less {recipe.held_back} held back leaves {left}:"
-            " give more, or a smaller batch"
+            " give more, hold back fewer (--held-back), or take a smaller batch (--batch)"
         )
 
 

@@ -97,7 +97,10 @@ def output_folder(path: str | Path) -> Iterator[Path]:
                 probe.flush()
                 os.fsync(probe.fileno())
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise _refusal(f"output folder {folder} cannot be used", error) from error
+            what = f"output folder {folder} cannot be used"
+            if isinstance(error, FileExistsError) and Path(error.filename) != folder:
+                what += f" because of {error.filename}"
+            raise _refusal(what, error) from error
         yield folder
     finally:
         for parent in reversed(made):

@@ -42,9 +42,14 @@ def span(bounds: tuple[float, float]) -> str:
     return f"{number(float(bounds[0]))} to {number(float(bounds[1]))}"
 
 
+def figure(value: float | int | str | bool) -> str:
+    """What was measured of a picture; one without contrast has no correlation with anything."""
+    return "none (flat)" if isinstance(value, float) and math.isnan(value) else number(value)
+
+
 def facts(figures: Mapping[str, float | int | str | bool]) -> str:
     """What was measured, in one line: "misfit 0.0831, steps 250"."""
-    return ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in figures.items())
+    return ", ".join(f"{key.replace('_', ' ')} {figure(value)}" for key, value in figures.items())
 
 
 def readable(text: str) -> str:

@@ -77,7 +77,7 @@ class Explanation:
     """Everything about one image.
 
     picture       RGB, as the network saw it (H, W)
-    origin        what the image was: a bundled scene (and which), or the user's own file
+    origin        what the image was: a bundled scene (and which), or a file of the reader's own
     digest        SHA-256 of the image
     assumptions   what was assumed about preprocessing, one sentence each
     guesses       the classes of highest probability, best first; empty for a network without classes
@@ -86,7 +86,7 @@ class Explanation:
     mask          (H, W): 1 object, 0 background, NaN unknown; None when no mask was given
     foreground    None when no mask was given
     dead          number of dead channels by stage number
-    seconds       wall-clock seconds by part
+    seconds       wall-clock seconds of each part that was done
     how_to_read   paragraphs: a heading and plain words
     """
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pullback import __version__
 from pullback.pictures import Picture
-from pullback.pictures.plain import number, readable, share, span
+from pullback.pictures.plain import figure, number, readable, share, span
 from pullback.pictures.shown import data_uri, shown_width
 from pullback.report.explanation import Explanation, Guess
 from pullback.report.overlay import outlined, saliency_view
@@ -107,6 +107,7 @@ def _environment() -> jinja2.Environment:
         "uri": lambda image: Markup(data_uri(image)),
         "shown_width": shown_width,
         "number": number,
+        "figure": figure,
         "share": share,
         "span": span,
         "percent": _percent,

@@ -23,7 +23,7 @@ METHODS = (
         "blind",
         "Blind inverse",
         "Drawn from the features alone: a search for any image that has these features. No gate of this image is used. "
-        "A prior, and a start that a decoder taught on synthetic pictures draws, fill in what the features leave open; the "
+        "A prior, and the start of the search, which stands below each picture, fill in what the features leave open; the "
         "misfit says how well they are met.",
         "the same search for features of zero",
     ),
