@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import pullback
+from pullback.explain.run import BUNDLED_SCENE
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,6 +26,13 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     for block in re.finditer(r"(?<=```python\n).*?(?=```)", text, re.DOTALL):
         blank_lines = "\n" * text.count("\n", 0, block.start())  # so that a traceback points into the page
         exec(compile(blank_lines + block.group(), str(page), "exec"), names)
+
+
+def test_the_scene_of_the_pictures_page_is_the_bundled_one() -> None:
+    made = re.findall(
+        r"pb\.scene\((\d+)\).*save\('scene\.png'\)", (ROOT / "docs" / "pictures.md").read_text(encoding="utf-8")
+    )
+    assert [int(seed) for seed in made] == [BUNDLED_SCENE]
 
 
 def test_options_and_make_targets_exist(capsys: pytest.CaptureFixture[str]) -> None:
