@@ -178,18 +178,29 @@ def test_mistakes_are_one_line_with_2(arguments: list[str], before: Callable[[],
 
 
 @pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
-@pytest.mark.parametrize("out", ["pictures/1.png", "linked", "pictures/../pictures/1.png", "symbolic", "state"])
+@pytest.mark.parametrize(
+    "out", ["pictures/1.png", "linked", "pictures/../pictures/1.png", "symbolic", "state", "pictures/copy.png"]
+)
 def test_no_result_replaces_a_picture_that_is_fitted_on(out: str, overwrite: tuple[str, ...], run: Run) -> None:
     """Under whatever name, nor does its checkpoint; without --overwrite nothing advises to take it."""
     Path("linked").hardlink_to("pictures/1.png")
     Path("symbolic").symlink_to("pictures/1.png")
+    Path("pictures/copy.png").write_bytes(Path("pictures/1.png").read_bytes())  # which counts once, and is read
     checkpoint_of("state").hardlink_to("pictures/2.png")
     before = {p: p.read_bytes() for p in Path().rglob("*") if p.is_file() and p.suffix != ".pyc"}
     ran = run("fit", "pictures", *QUICK, "--out", out, *overwrite)
     assert ran.status == 2
-    assert "is a picture or a mask that is read here" in ran.err.splitlines()[-1]
+    assert "is a file that is read here" in ran.err.splitlines()[-1]
     assert "overwrite" not in ran.err
     assert {p: p.read_bytes() for p in Path().rglob("*") if p.is_file() and p.suffix != ".pyc"} == before
+
+
+@pytest.mark.parametrize("option", ["--weights", "--classes"])
+def test_no_result_replaces_the_weights_or_the_class_names(option: str, run: Run) -> None:
+    Path("given").write_bytes(b"kept")
+    ran = run("fit", "pictures", *QUICK, option, "given", "--out", "given", "--overwrite")
+    assert (ran.status, Path("given").read_bytes()) == (2, b"kept")
+    assert "given is a file that is read here" in ran.err.splitlines()[-1]
 
 
 def test_a_network_without_stages_is_refused(run: Run) -> None:

@@ -88,7 +88,7 @@ def test_steps_are_those_of_torchs_adam() -> None:
     start = torch.linspace(-1, 1, 20, dtype=torch.float64)
     leaf = start.clone().requires_grad_()
     adam = torch.optim.Adam([leaf], lr=SMALL.rate)
-    fit, state = Fit(ENCODER, [], SMALL, Examples((), (), 0), Given()), State.begin(start)  # type: ignore[arg-type]
+    fit, state = Fit(ENCODER, [], SMALL, Examples((), (), 0, ()), Given()), State.begin(start)  # type: ignore[arg-type]
     for step, gradient in enumerate(gradients):
         adam.param_groups[0]["lr"] = SMALL.rate_at(step)
         leaf.grad = gradient.clone()

@@ -202,6 +202,17 @@ def test_no_report_replaces_a_file_of_somebody_elses(name: str, run: Run) -> Non
     assert len(outputs(Path("site"))) == 7 and b"marathon" not in foreign.read_bytes()
 
 
+@pytest.mark.parametrize("suffix", ["html", "json"])
+def test_nor_one_that_lies_beside_our_own_half_of_a_report(suffix: str, run: Run) -> None:
+    saved("photo.jpg")
+    assert run("photo.jpg", "--out", "site").status == 0
+    foreign = Path(f"site/photo.{suffix}")
+    foreign.write_text("somebody else's")
+    ran = run("photo.jpg", "--target", "1", "--out", "site")
+    assert ran.status == 2 and f"site/photo.{suffix} is no report of pullback" in ran.error
+    assert foreign.read_text() == "somebody else's"
+
+
 @pytest.mark.parametrize("lost", [["html"], ["png"], ["json"], ["json", "png"]])
 def test_reports_of_other_settings_are_replaced_and_halves_of_them_too(lost: list[str], run: Run) -> None:
     saved("photo.jpg")

@@ -57,10 +57,12 @@ def fit(
         from pullback.cli.progress import Progress
         from pullback.encoders import load_encoder
         from pullback.fitting import fit_correctors, joined
+        from pullback.images import check_inputs_stay
 
     with joined(device) as (own_device, leads), Progress() if leads else nullcontext() as progress:
         telling = Telling(progress)
         try:
+            check_inputs_stay([out], [Path(path) for path in (weights, classes) if path is not None])
             net = load_encoder(
                 encoder,
                 weights=weights,

@@ -153,11 +153,11 @@ def _jobs(options: Options) -> list[_Job]:
 
 def _check_reports(folder: Path, stems: list[str]) -> None:
     """Raise OptionError where a file that is no earlier report of pullback's, nor an index of some, would be replaced."""
-    # One of its two texts is enough to tell a report: where it was killed as it was written, the other may be missing.
-    others = [s for s in stems if not is_record(_record(folder, s)) and not is_page(folder / f"{s}.html")]
-    foreign = [folder / f"{stem}.{suffix}" for stem in others for suffix in _SUFFIXES]
-    if len(stems) > 1 and not is_page(folder / f"{INDEX}.html"):
-        foreign.append(folder / f"{INDEX}.html")
+    foreign = [folder / f"{INDEX}.html"] if len(stems) > 1 and not is_page(folder / f"{INDEX}.html") else []
+    for stem in stems:
+        ours = {"html": is_page(folder / f"{stem}.html"), "json": is_record(_record(folder, stem))}
+        # Where a report was killed as it was written, one of its two texts may be missing, and the other tells.
+        foreign += [folder / f"{stem}.{suffix}" for suffix in _SUFFIXES if not ours.get(suffix, any(ours.values()))]
     for path in foreign:
         if path.is_file():
             raise OptionError(

@@ -39,16 +39,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Examples:
-    """The pictures to fit on and those held back; `repeated`: how many of those given were there already."""
+    """The pictures to fit on and those held back; `repeated`: how many of those given were there already; `files`: all given."""
 
     fitted: tuple[Example, ...]
     held: tuple[Example, ...]
     repeated: int
-
-    @property
-    def files(self) -> list[Path]:
-        """Those that pictures are read from again in every step."""
-        return [Path(e.source) for e in (*self.fitted, *self.held) if isinstance(e.source, str | Path)]
+    files: tuple[Path, ...]
 
 
 def examples_of(encoder: Encoder, images: Source | Iterable[Source], recipe: Recipe) -> Examples:
@@ -60,8 +56,11 @@ def examples_of(encoder: Encoder, images: Source | Iterable[Source], recipe: Rec
     more pictures than there are.
     """
     found: dict[str, Example] = {}
+    files: list[Path] = []
     count = 0
     for count, source in enumerate(_listed(images), 1):
+        if isinstance(source, str | Path):
+            files.append(Path(source))
         name = str(source) if isinstance(source, str | Path) else f"picture {count}"
         try:
             image, digest = _read(encoder, source)
@@ -77,6 +76,7 @@ def examples_of(encoder: Encoder, images: Source | Iterable[Source], recipe: Rec
         tuple(e for e in found.values() if e.digest not in held),
         tuple(e for e in found.values() if e.digest in held),
         count - len(found),
+        tuple(files),
     )
 
 

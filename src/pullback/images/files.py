@@ -114,7 +114,7 @@ def check_inputs_stay(written: Iterable[Path], read: Iterable[Path]) -> None:
     for path in written:
         if path.exists() and _file(path) in inputs:
             raise OptionError(
-                f"{path} is a picture or a mask that is read here, and what is written would replace it: give another"
+                f"{path} is a file that is read here, and what is written would replace it: give another"
                 " folder to --out, or another name"
             )
 
