@@ -299,3 +299,17 @@ def test_an_array_of_another_library_is_no_tensor() -> None:
     for product in (J.vm, J.mv):
         with pytest.raises(OptionError, match=r"is a ndarray, where a tensor was expected: pass torch.as_tensor\(it\)"):
             product(np.ones(3))  # type: ignore[arg-type]
+
+
+def test_a_tensor_that_the_graph_keeps_has_changed() -> None:
+    weight = torch.full((3,), 2.0)
+    J = Jacobian(lambda x: (weight * x).sin() * x, torch.ones(3))
+    products = J.vm, J.mv
+    for product in products:
+        product(torch.ones(3))
+    weight += 1
+    for product in products:
+        with pytest.raises(
+            EncoderError, match=r"such as a network.s parameter, has changed since it was made: make a new one"
+        ):
+            product(torch.ones(3))

@@ -39,7 +39,7 @@ class Replica:
     def pull(self, cotangents: Tensor) -> Tensor:
         """J^T w for each of `count` cotangents (count, *out_shape): (count, *in_shape). One backward pass."""
         with plain_autograd(self._leaf.device):
-            (pulled,) = torch.autograd.grad(self.output, self._leaf, cotangents, retain_graph=True)
+            pulled = _gradient(self.output, self._leaf, cotangents, retain_graph=True)
         return pulled.detach()
 
     def push(self, tangents: Tensor) -> Tensor:
@@ -51,10 +51,10 @@ class Replica:
         with plain_autograd(self._leaf.device):
             if self._adjoint is None:
                 zero = torch.zeros_like(self.output).requires_grad_()
-                (pulled,) = torch.autograd.grad(self.output, self._leaf, zero, create_graph=True)
+                pulled = _gradient(self.output, self._leaf, zero, create_graph=True)
                 self._adjoint = zero, pulled
             zero, pulled = self._adjoint
-            (pushed,) = torch.autograd.grad(pulled, zero, tangents, retain_graph=True)
+            pushed = _gradient(pulled, zero, tangents, retain_graph=True)
         return pushed.detach()
 
     def push_forward(self, tangents: Tensor) -> Tensor:
@@ -85,6 +85,19 @@ class Replica:
                 storage = tensor.untyped_storage()
                 storages[storage.data_ptr()] = storage.nbytes()
         return sum(storages.values())
+
+
+def _gradient(output: Tensor, leaf: Tensor, w: Tensor, **keeping: bool) -> Tensor:
+    """Raises EncoderError where a tensor that the graph keeps, such as a network's parameter, is no longer what it was."""
+    try:
+        (pulled,) = torch.autograd.grad(output, leaf, w, **keeping)
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise EncoderError(
+            "a tensor that this Jacobian needs, such as a network's parameter, has changed since it was made: make a new one"
+        ) from error
+    return pulled
 
 
 def _checked(output: object, count: int) -> Tensor:
