@@ -226,6 +226,18 @@ def test_a_picture_of_the_size_that_the_network_wants() -> None:
     assert "input: 1 x 28 x 20 (channels, height, width)" in found.lines
 
 
+def test_a_large_picture_is_not_tried_as_it_is() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    class Watching(TakesOneSize):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(tuple(x.shape[2:]))
+            return super().forward(x)
+
+    assert not check(Watching(28, 28), Image.new("RGB", (640, 480))).fits
+    assert set(seen) == {(224, 224), (32, 32)}
+
+
 def test_a_size_that_the_network_does_not_take_is_to_be_said() -> None:
     for image in (None, Image.new("RGB", (30, 30))):
         found = check(TakesOneSize(28, 28), image)

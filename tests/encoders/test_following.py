@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pullback import Encoder, Inverter
+from pullback.errors import EncoderError, OptionError
 
 
 class Net(nn.Module):
@@ -73,14 +74,22 @@ def test_after_a_change_it_is_what_a_new_encoder_would_be(change: Callable[[Net]
         assert torch.equal(session.stage(1).tensor, expected.stage(1).tensor)
 
 
-def test_a_jacobian_made_before_keeps_the_statistics_that_it_was_made_with() -> None:
+@pytest.mark.parametrize("change", [train, load, only_statistics])
+def test_what_was_made_before_refuses(change: Callable[[Net], None]) -> None:
     net, image, w = Net().eval(), draw(3, 16, 16), draw(1, 8, 4, 4)
     encoder = encoder_of(net)
-    jacobian = encoder.jacobian(image, 2)
-    before = jacobian.vm(w)
-    only_statistics(net)
-    assert not torch.allclose(encoder.jacobian(image, 2).vm(w), before, rtol=0.01)
-    assert torch.equal(jacobian.vm(w), before)
+    jacobian, stretch = encoder.jacobian(image, 2), encoder.stretch(2, 1, along=image)
+    features = encoder.features(image, 1)[None]
+    stretch(features)
+    with Inverter(encoder, "vjp")(image) as session:
+        session.stage(1)
+        change(net)
+        encoder.features(image)
+        with pytest.raises(OptionError, match="parameters or buffers have changed since this session was opened"):
+            session.stage(2)
+    with pytest.raises(EncoderError, match="parameters or buffers have changed since this Jacobian was made"):
+        jacobian.vm(w)
+    assert torch.equal(stretch(features), encoder_of(net).stretch(2, 1, along=image)(features))
 
 
 def test_a_copy_in_another_type_stays_as_it_was() -> None:
@@ -96,20 +105,21 @@ def test_a_copy_in_another_type_stays_as_it_was() -> None:
 
 
 class Counting(Net):
-    """Writes into a buffer when it runs, and shows another one under two names."""
+    """Writes into a buffer when it runs, and holds another one in three places."""
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("runs", torch.zeros(()))
         self.register_buffer("shift", torch.zeros(1, 6, 1, 1))
         self.second.register_buffer("same", self.shift)
+        self.kept = [self.shift]
 
     def forward(self, x: Tensor) -> Tensor:
         self.runs += 1
         return self.head(self.second(self.first(x) + self.shift + self.second.same).mean((2, 3)))
 
 
-def test_buffers_that_a_run_writes_or_that_have_two_names() -> None:
+def test_buffers_that_a_run_writes_or_that_have_several_names() -> None:
     net, image = Counting().eval(), draw(3, 16, 16)
     encoder = encoder_of(net)
     for shift in (1.0, 2.0):
@@ -117,7 +127,7 @@ def test_buffers_that_a_run_writes_or_that_have_two_names() -> None:
         encoder.features(image)
         encoder.jacobian(image, 2).vm(draw(1, 8, 4, 4))
         assert net.runs == 0
-        assert encoder.module.shift is encoder.module.second.same
+        assert encoder.module.shift is encoder.module.second.same is encoder.module.kept[0]
         assert torch.allclose(encoder.logits(image), Counting.forward(copied(net), image[None])[0], atol=1e-6)
 
 

@@ -327,3 +327,32 @@ def test_no_stage_is_the_output_of_another_module_than_its_name_says() -> None:
     for image in (recorded, other):
         with torch.no_grad():
             assert torch.allclose(stem.features(image, 1), net.stem(image[None])[0], atol=1e-6)
+
+
+class Looping(nn.Module):
+    """A block that runs twice or three times, as the image decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+        self.block, self.down = (nn.Sequential(nn.Conv2d(8, 8, 3, s, 1), nn.ReLU()) for s in (1, 2))
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        times = 3 if x.mean() > 0 else 2
+        x = self.stem(x)
+        for _ in range(times):
+            x = self.block(x)
+        return self.fc(self.down(x).mean((2, 3)))
+
+
+def test_a_stage_may_end_after_another_number_of_calls_of_its_module() -> None:
+    net = Looping()
+    encoder = Encoder.from_module(net, input_shape=(3, 32, 32))
+    for value, times in ((1.0, 3), (-1.0, 2)):
+        image = torch.full((3, 32, 32), value)
+        with torch.no_grad():
+            expected = net.stem(image[None])
+            for _ in range(times):
+                expected = net.block(expected)
+        assert torch.allclose(encoder.features(image, 1), expected[0], atol=1e-6)

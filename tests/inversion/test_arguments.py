@@ -28,6 +28,11 @@ WRONG: dict[str, tuple[Callable[[Inversion], object], type[PullbackError], str]]
     ),
     "a number in place of features": (lambda inv: inv.from_features(2), StageError, r"got \(\)$"),
     "stage": (lambda inv: inv.stage(1.0), StageError, "stage by its number or name, got 1.0"),
+    "stage true": (
+        lambda inv: inv.stage(torch.tensor(True)),
+        StageError,
+        r"stage by its number or name, got tensor\(True\)",
+    ),
     "stage True": (lambda inv: inv.stage(True), StageError, "stage by its number or name, got True"),
     "channel's stage": (lambda inv: inv.channel(1.0, 0), StageError, "stage by its number or name, got 1.0"),
     "cls": (lambda inv: inv.cls(1.0), ClassError, "class by its index or name, got 1.0"),
@@ -68,9 +73,9 @@ def test_whole_numbers_of_any_type(encoder: Encoder) -> None:
     assert ridges == [0.5, 1, 2] and all(type(r) is float for r in ridges)
 
 
-@pytest.mark.parametrize("ridge", [0, -1.0, True, "1", None, np.nan, np.float32(0)])
+@pytest.mark.parametrize("ridge", [0, -1.0, True, "1", None, np.nan, np.float32(0), np.inf, 10**400])
 def test_ridges_that_do_not_fit(encoder: Encoder, ridge: object) -> None:
-    with pytest.raises(OptionError, match=r"ridge=.* must be a number above 0"):
+    with pytest.raises(OptionError, match=r"ridge=.* must be a finite number above 0"):
         Inverter(encoder, "wiener", ridge=ridge)  # type: ignore[arg-type]
 
 

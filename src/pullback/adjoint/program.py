@@ -69,7 +69,7 @@ class Program:
             unknown,
         )
         self.trust: Callable[[Program, Asked], bool] = lambda program, asked: True
-        self.versions: list[tuple[Tensor, int]] = []  # of the parameters that it was made of
+        self.versions: list[tuple[Tensor, int]] = []  # of the constants that it was made of
         self._entries = _FITTING // dtype.itemsize if value.device.type == "cpu" else None
         self._schedules: dict[Way, Sequence[Segment]] = {way: scheduled(edges, way, self._entries) for way in WAYS}
         self._single = scheduled(sharpened(edges, end), "pull", self._entries)  # for cotangents of one channel each
@@ -132,8 +132,9 @@ class Program:
             raise Unsupported(f"the run makes {tuple(value.shape)} of a batch of one")
         simple = simplified(edges, start, end)
         made = cls(simple, end, tuple(x.shape), value[0].detach().clone(), x.dtype, tuple(unknown))
-        constant = tape.parameters & tape.constants.keys()  # not what the run writes into later
-        made.versions = [(t, t._version) for i in constant if not (t := tape.constants[i]).is_inference()]
+        changing = {tape.storages[t] for op in tape.ops for t in op.writes}  # a counter, for example: every run does
+        constants = [t for i, t in tape.constants.items() if tape.storages[i] not in changing]
+        made.versions = [(t, t._version) for t in constants if not t.is_inference()]
         return made
 
     def to(self, dtype: torch.dtype) -> Program:
@@ -192,7 +193,9 @@ class Program:
 
     def _product(self, way: Way, rows: Tensor, shape: Shape, batch: int | None) -> Tensor:
         if any(t._version != version for t, version in self.versions):
-            raise EncoderError("the network's parameters have changed since this Jacobian was made: make a new one")
+            raise EncoderError(
+                "the network's parameters or buffers have changed since this Jacobian was made: make a new one"
+            )
         expected = tuple(self.value.shape) if way == "pull" else self.in_shape
         if tuple(rows.shape[1:]) != expected or rows.device != self.value.device:
             raise OptionError(

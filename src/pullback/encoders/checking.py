@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pullback.graph import plain_autograd
 from pullback.images import load_image
 
 _USUAL, _SMALL = (224, 224), (32, 32)
-"""Heights and widths that are tried when no preprocessed image says the size; a picture's own comes between them."""
+"""Heights and widths that are tried when no preprocessed image says the size; then a picture's own, if it is no larger."""
 _ROUNDING = 50  # two runs that differ by more, in units of the last place, do so by more than rounding
 
 
@@ -44,7 +45,7 @@ def check(module: nn.Module, image: str | Path | Image.Image | Tensor | None = N
     """Say what fits and what does not when `module` becomes an encoder. The module is untouched; what can be said is not raised.
 
     image: a path, a picture, or a preprocessed tensor (C, H, W). A picture is cut to 224 x 224 pixels; where the network
-    refuses that, its own size is tried, and 32 x 32. None tries noise of 224 x 224 and of 32 x 32.
+    refuses that, to 32 x 32, and a small one is tried as it is. None tries noise of 224 x 224 and of 32 x 32.
     Costs a few forward passes and one backward pass.
     """
     lines: list[str] = []
@@ -103,10 +104,11 @@ def _loaded(module: nn.Module, image: str | Path | Image.Image | Tensor | None) 
         return encoder, encoder.preprocess(image), []
     given = image if image is None or isinstance(image, Tensor) else load_image(image).image
     own = [(given.height, given.width)] if isinstance(given, Image.Image) else []
+    small = [size for size in own if prod(size) <= prod(_USUAL)]
     layers = module.modules() if isinstance(module, nn.Module) else ()
     channels = next((layer.in_channels for layer in layers if isinstance(layer, nn.Conv2d)), 3)
     failed: list[EncoderError] = []
-    for height, width in dict.fromkeys((_USUAL, *own, _SMALL)):
+    for height, width in dict.fromkeys((_USUAL, _SMALL, *small)):
         shape = (channels, height, width)
         try:
             encoder = Encoder.from_module(module, input_shape=shape)

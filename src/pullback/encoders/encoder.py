@@ -21,7 +21,7 @@ from pullback.encoders.naming import checked_classes, class_index
 from pullback.encoders.preprocessing import Preprocessing, assumed_preprocessing, checked_shape
 from pullback.encoders.splitting import Boundary, find, split, split_alike
 from pullback.encoders.stages import Head, Stage, describe_head, describe_stages, stage_table
-from pullback.encoders.twin import Followed, buffers_of, hook_notes, moved, read_logits, renew, tensors_of, twin
+from pullback.encoders.twin import buffers_of, hook_notes, moved, read_logits, renew, tensors_of, twin
 from pullback.encoders.weights import digest
 from pullback.errors import EncoderError, ImageError, NumericsError, OptionError, StageError
 from pullback.graph import Point, Rule, Tape, plain_autograd, record
@@ -55,7 +55,7 @@ class Encoder:
         notes: Sequence[str],
         source: str | None,
         reach: Iterable[Tensor] | None = None,
-        followed: Sequence[Followed] = (),
+        buffers: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:
         self.module = module
         self.name = name
@@ -63,8 +63,8 @@ class Encoder:
         self.input_shape = input_shape
         self._stage_names = tuple(stage_names) if stage_names is not None else None
         self._digest = source
-        self._followed = list(followed)
-        self._seen = self._versions()
+        self._buffers = buffers
+        self._seen = self.versions()
         self._tapes: OrderedDict[tuple[Any, ...], Tape] = OrderedDict()
         self._splits: WeakKeyDictionary[Tape, tuple[Boundary, ...]] = WeakKeyDictionary()
         self._packed: WeakKeyDictionary[Tape, Packed] = WeakKeyDictionary()
@@ -128,7 +128,7 @@ class Encoder:
             notes=(*notes, *hook_notes(copied)),
             source=weights_digest,
             reach=tensors_of(copied, memo),
-            followed=buffers_of(module, memo),
+            buffers=buffers_of(module, memo),
         )
 
     def _checked_tape(self, example: Tensor, reach: Iterable[Tensor] | None) -> Tape:
@@ -275,15 +275,16 @@ class Encoder:
 
         Parameters share their storage with it; buffers, which a run may write, are copied again.
         """
-        versions = self._versions()
+        versions = self.versions()
         if versions != self._seen:
             self._seen = versions
-            renew(self._followed)
+            renew(self._buffers)
             self._tapes.clear()
             self._digest = None
 
-    def _versions(self) -> tuple[int, ...]:
-        return (*(p._version for p in self.module.parameters()), *(f.original._version for f in self._followed))
+    def versions(self) -> tuple[int, ...]:
+        """How often each parameter and each buffer of the user's module has changed in place, by torch's count."""
+        return (*(p._version for p in self.module.parameters()), *(original._version for original, _ in self._buffers))
 
     def tape(self, batch: Tensor) -> Tape:
         """The tape for a batch (N, C, H, W): one for each batch shape, or one for each image where its numbers steer the run."""
@@ -327,7 +328,7 @@ class Encoder:
         """
         if start != 0 and along is None:
             raise StageError(f"a stretch that starts at stage {start!r} needs the image whose path it follows")
-        own: dict[int, Tape] = {}
+        own: dict[tuple[int, ...], Tape] = {}
         found: WeakKeyDictionary[Tape, Mapping[int, Rule]] = WeakKeyDictionary()
 
         def run(batch: Tensor) -> Tensor:
@@ -335,7 +336,8 @@ class Encoder:
             if along is None:
                 tape = self.tape(batch.detach())
             else:
-                tape = own[n] if n in own else own.setdefault(n, self.tape(along.expand(n, *along.shape)))
+                key = n, *self.versions()
+                tape = own[key] if key in own else own.setdefault(key, self.tape(along.expand(n, *along.shape)))
             begin, end = self.point(tape, start), self.point(tape, stage)
             if end.op < begin.op:
                 raise StageError(f"stage {stage!r} comes before stage {start!r}; go from shallow to deep")
@@ -380,7 +382,8 @@ class Encoder:
         tape = self.tape(along[None])
         ends = self.point(tape, start), self.point(tape, stage)
         agreed = self._agreed.setdefault(tape, {})
-        if agreed.get(ends) == "autograd" or ends[1].op < ends[0].op:
+        partly = tape.dtypes[ends[0].tensor] != x.dtype  # the stretch begins within an autocast
+        if agreed.get(ends) == "autograd" or ends[1].op < ends[0].op or partly:
             return None
         try:
             program = Program.lower(tape, *ends, x, self._packed.setdefault(tape, {}))

@@ -66,12 +66,12 @@ def split(tape: Tape, names: Sequence[str] | None = None) -> tuple[Boundary, ...
 def split_alike(tape: Tape, names: Sequence[str] | None, expected: Sequence[tuple[str, int]]) -> tuple[Boundary, ...]:
     """`split` of one image's run, where stages are expected that have these names and channels.
 
-    A stage may end in another branch here. Raises StageError where the channels differ, or where a stage would not be the
-    output of the module that it is named after, though that module runs.
+    A stage may end in another branch here, or after another number of calls. Raises StageError where the channels differ, or
+    where a stage would not be the output of the module that it is named after, though that module runs.
     """
     found = split(tape, names)
     differing = [b.shape[0] for b in found] != [channels for _, channels in expected]
-    if differing or any(b.name != name and _runs(tape, name) for b, (name, _) in zip(found, expected, strict=True)):
+    if differing or any(_takes_the_place(tape, b.name, name) for b, (name, _) in zip(found, expected, strict=True)):
         raise StageError(
             f"this image takes another path through the network: stages {_listed((b.name, b.shape[0]) for b in found)} instead"
             f" of {_listed(expected)}; name stages that every path crosses with stages="
@@ -79,8 +79,10 @@ def split_alike(tape: Tape, names: Sequence[str] | None, expected: Sequence[tupl
     return found
 
 
-def _runs(tape: Tape, name: str) -> bool:
-    return bool(tape.returned_by(name.partition("#")[0]))
+def _takes_the_place(tape: Tape, name: str, expected: str) -> bool:
+    """Whether a stage is the output of another module than the expected one, though that runs too."""
+    own, other = (n.partition("#")[0] for n in (expected, name))
+    return own != other and bool(tape.returned_by(own))
 
 
 def _listed(stages: Iterable[tuple[str, int]]) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,31 +75,17 @@ def twin(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     return copied
 
 
-@dataclass(frozen=True, eq=False)
-class Followed:
-    """A buffer of the user's module, and where its copy stands in the twin: `owner._buffers[name]`."""
-
-    original: Tensor
-    owner: nn.Module
-    name: str
-
-
-def buffers_of(module: nn.Module, memo: Mapping[int, Any]) -> list[Followed]:
-    """The buffers of a module whose later changes torch counts; memo: that of its `twin` call."""
-    return [
-        Followed(buffer, memo[id(child)], name)
-        for child in unwrap(module).modules()
-        for name, buffer in child._buffers.items()
-        if buffer is not None and not buffer.is_inference() and id(child) in memo
-    ]
+def buffers_of(module: nn.Module, memo: Mapping[int, Any]) -> list[tuple[Tensor, Tensor]]:
+    """The buffers of a module whose later changes torch counts, each with its copy; memo: that of its `twin` call."""
+    return [(b, memo[id(b)]) for b in unwrap(module).buffers() if not b.is_inference() and id(b) in memo]
 
 
 @torch.inference_mode(False)
-def renew(followed: list[Followed]) -> None:
-    """Copy the buffers again: into tensors of their own, since what was computed before may still need the old ones."""
-    fresh = {id(f.original): f.original.detach().clone() for f in followed}  # one that two modules share stays shared
-    for f in followed:
-        f.owner._buffers[f.name] = fresh[id(f.original)]
+@torch.no_grad()
+def renew(buffers: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Copy the buffers of a module into their copies again: all, for torch does not count what training does to statistics."""
+    for original, own in buffers:
+        own.copy_(original)
 
 
 def tensors_of(copied: nn.Module, memo: Mapping[int, Any]) -> list[Tensor]:

@@ -110,18 +110,21 @@ def output_folder(path: str | Path) -> Iterator[Path]:
 
 def check_inputs_stay(written: Iterable[Path], read: Iterable[Path]) -> None:
     """Raise OptionError where a file that will be written is, under this name or another, one of those that are read."""
-    inputs = {_file(path) for path in read if path.exists()}
+    inputs = {_file(path) for path in read} - {None}
     for path in written:
-        if path.exists() and _file(path) in inputs:
+        if _file(path) in inputs:
             raise OptionError(
                 f"{path} is a file that is read here, and what is written would replace it: give another"
                 " folder to --out, or another name"
             )
 
 
-def _file(path: Path) -> tuple[int, int]:
-    """The same for all names of one file."""
-    status = path.stat()
+def _file(path: Path) -> tuple[int, int] | None:
+    """The same for all names of one file; None where there is none, or cannot be one of this name."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
     return status.st_dev, status.st_ino
 
 

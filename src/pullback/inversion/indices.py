@@ -5,13 +5,15 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import torch
+
 from pullback.errors import PullbackError, StageError
 
 
 def index_of(value: Any, expected: str = "a whole number as index", error: type[PullbackError] = StageError) -> int:
     """`value` as a plain int. Raises `error` for what is no whole number, True and 1.0 included."""
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
             raise TypeError
         return operator.index(value)
     except TypeError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import operator
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +15,10 @@ from torch import Tensor
 
 from pullback.adjoint import check_precision
 from pullback.encoders import Encoder
-from pullback.errors import OptionError
+from pullback.errors import OptionError, StageError
 from pullback.inversion.budget import check_budget
 from pullback.inversion.correctors import Correctors
+from pullback.inversion.indices import index_of
 from pullback.inversion.iterative import BlindMethod, DecoderMethod, WienerMethod
 from pullback.inversion.methods import CascadeMethod, Method, VjpMethod
 from pullback.inversion.opened import Opened
@@ -51,8 +51,8 @@ class Inverter:
     steps); `steps` gives the same bits every time, both together no more than `steps`. chunk, memory: see `pullback.Jacobian`.
     precision (cascade, vjp): "bfloat16" for the products, where the hardware has it, two to three times as fast; each picture
     then says the error of one product. seed: of what they draw at random, 0 to 2**63 - 1. Raises OptionError for an unknown
-    method, mode or start, a number that does not fit, or an option that the method would ignore, EncoderError for a network
-    without spatial stages.
+    method, mode or start, a number that does not fit, or a mode, correctors, ridge, starts or prior that the method would ignore,
+    EncoderError for a network without spatial stages.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ class Inverter:
             steps = check_budget(steps, seconds)
         if not 1 <= _whole(starts) <= MOST_STARTS:
             raise OptionError(f"starts={starts!r} must be a whole number from 1 to {MOST_STARTS}")
-        if not _real(ridge) > 0:
-            raise OptionError(f"ridge={ridge!r} must be a number above 0")
+        if not 0 < _real(ridge) < math.inf:
+            raise OptionError(f"ridge={reprlib.repr(ridge)} must be a finite number above 0")
         if not 0 <= _whole(seed) < 2**63:
             raise OptionError(f"seed={seed!r} must be a whole number from 0 to 2**63 - 1")
         only: tuple[tuple[str, object, object, tuple[str, ...]], ...] = (
@@ -194,11 +194,16 @@ class Inverter:
 def _whole(value: Any) -> int:
     """A whole number of any library's type as a plain int; -1 for anything else, True and 1.0 included."""
     try:
-        return -1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
+        return index_of(value)
+    except StageError:
         return -1
 
 
 def _real(value: Any) -> float:
     """A real number of any library's type as a plain float; nan for anything else, True included."""
-    return math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan

@@ -40,6 +40,7 @@ class Opened:
         self._measures: dict[int, Measure] = {}
         self._fields: dict[int, Tensor] = {}
         self.weights_digest = encoder.weights_digest
+        self.versions = encoder.versions()
 
     @cached_property
     def digest(self) -> str:

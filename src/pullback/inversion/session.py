@@ -286,10 +286,6 @@ class Inversion:
         ours, theirs = self._opened[0].precision, inverter.precision
         if ours != theirs:
             raise OptionError(f"this session calculates with precision={ours!r}, the inverter with {theirs!r}")
-        if self.encoder.weights_digest != self._opened[0].weights_digest:
-            raise OptionError(
-                "the network's parameters have changed since this session was opened: open the image anew"
-            )
         return inverter.session(self._opened, batched=self._batched, home=self._home)
 
     def close(self) -> None:
@@ -317,6 +313,10 @@ class Inversion:
         """While the session is open, outside the caller's inference mode and autocast, and without recording a graph."""
         if self._closed:
             raise OptionError("this inversion is closed; call the inverter again to open the image anew")
+        if any(opened.versions != self.encoder.versions() for opened in self._opened):
+            raise OptionError(
+                "the network's parameters or buffers have changed since this session was opened: open the image anew"
+            )
         device = self.encoder.device.type
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
             yield
