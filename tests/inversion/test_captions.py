@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles.small_nets import image, randomised, small_encoder
-from torch import Tensor, nn
-from torch.nn import functional as F
+from oracles.small_nets import Deaf, image, randomised, small_encoder
 
 from pullback.encoders import Encoder
 from pullback.errors import NumericsError, StageError
@@ -75,17 +73,6 @@ def test_a_blind_caption_claims_no_match(encoder: Encoder) -> None:
 
 
 # ---- features that are zero, or no numbers --------------------------------------------------------------------------
-
-
-class Deaf(nn.Module):
-    """Hears nothing but what is far brighter than any usual picture."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate, self.fc = nn.ReLU(), nn.Linear(3, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.gate(F.avg_pool2d(x, 2) - 50).mean((2, 3)))
 
 
 @pytest.fixture(scope="module")

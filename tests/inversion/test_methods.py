@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from oracles.small_nets import image, randomised, small_encoder
+from oracles.small_nets import Deaf, image, randomised, small_encoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -222,14 +222,6 @@ def test_the_null_of_the_blind_inverse_is_that_of_zero_features(
 @pytest.mark.usefixtures("own_cache")
 def test_a_stage_that_is_silent_on_noise_has_a_blind_picture_all_the_same(prior: Prior) -> None:
     """Features that only the image itself wakes: there is no scale for the null picture to be found on any other picture."""
-
-    class Deaf(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gate, self.fc = nn.ReLU(), nn.Linear(3, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.fc(self.gate(F.avg_pool2d(x, 2) - 50).mean((2, 3)))
 
     encoder = Encoder.from_module(randomised(Deaf(), 0), stages=["gate"], input_shape=(3, 16, 16))
     picture = Inverter(encoder, "blind", prior=prior, start="mean", steps=3)(sample(prior) + 100).stage(1)
