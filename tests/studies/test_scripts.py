@@ -170,6 +170,14 @@ def test_one_picture_has_no_interval(starts: str, blind_table: Script) -> None:
         assert "nan" not in text and "inf" not in text and "[" not in text
 
 
+def refuses(script: Script, arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 2, nothing on stdout, and one line that names what is wrong."""
+    with pytest.raises(SystemExit) as left:
+        script(*arguments)
+    out, err = capsys.readouterr()
+    assert left.value.code == 2 and out == "" and err.count("\n") == 1 and said in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -183,10 +191,7 @@ def test_one_picture_has_no_interval(starts: str, blind_table: Script) -> None:
 def test_careless_input_is_met_before_the_work_in_one_line(
     arguments: tuple[str, ...], said: str, blind_table: Script, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as left:
-        blind_table(*arguments)
-    out, err = capsys.readouterr()
-    assert left.value.code == 2 and out == "" and err.count("\n") == 1 and said in err
+    refuses(blind_table, arguments, said, capsys)
 
 
 @pytest.fixture
@@ -219,10 +224,7 @@ def test_few_steps_leave_the_wiener_inverse_one(pictures_table: Script) -> None:
 def test_the_table_of_pictures_refuses_in_one_line(
     arguments: tuple[str, ...], said: str, pictures_table: Script, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as left:
-        pictures_table(*arguments)
-    out, err = capsys.readouterr()
-    assert left.value.code == 2 and out == "" and err.count("\n") == 1 and said in err
+    refuses(pictures_table, arguments, said, capsys)
 
 
 def test_the_figure_holds_what_the_inverter_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
