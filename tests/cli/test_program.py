@@ -128,6 +128,20 @@ def test_a_fault_is_one_line_with_1(recipe: Recipe, run: Run, monkeypatch: pytes
     assert ran.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["n" * 300 + ".safetensors", "file/out.safetensors"])
+def test_a_path_that_the_system_refuses_is_a_clear_error(
+    name: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PULLBACK_TRACEBACK", raising=False)
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    ran = run("fit", "file", "--out", name, "--weights", name)
+    assert (ran.status, ran.out) == (2, "")
+    assert name in ran.err and "unexpected" not in ran.err
+    assert ran.err.count("\n") == 1
+    assert [p.name for p in Path().iterdir()] == ["file"]
+
+
 def test_a_fault_is_raised_whole_on_request(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PULLBACK_TRACEBACK", "1")
     recipe.action = raising(ZeroDivisionError("division by zero"))

@@ -117,3 +117,22 @@ def test_parts_under_autocast(whole: bool) -> None:
         assert drawn(encoder, method).isfinite().all()
     assert drawn(encoder, "cascade", "additive").isfinite().all()
     assert "parts of it compute in bfloat16 (autocast?)" in str(check(net, IMAGE))
+
+
+class Widening(Blocks):
+    """The deepest block computes in float64."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.third(self.second(F.relu(self.first(x))).to(self.third[0].weight)).mean((2, 3)).float())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_part_in_float64_draws_what_the_same_network_in_float32_does(method: str) -> None:
+    plain, wide = Widening(), Widening()
+    wide.third.double()
+    assert [(s.name, s.gate) for s in encoder_of(wide).stages] == [(s.name, s.gate) for s in encoder_of(plain).stages]
+    assert encoder_of(wide).features(IMAGE).dtype == torch.float64
+    expected = drawn(encoder_of(plain), method)
+    found = drawn(encoder_of(wide), method)
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() < 1e-4 * expected.norm()

@@ -121,6 +121,7 @@ def plain() -> Encoder:
         ),
         (lambda: plain().features(X, -1), StageError, "no stage -1"),
         (lambda: plain().features(X, True), StageError, "no stage True"),
+        (lambda: plain().features(X, 1.0), StageError, "no stage 1.0"),
         (lambda: plain().features(X, 2.5), StageError, "no stage 2.5"),
         (lambda: plain().features(X, "levle2"), StageError, "no module 'levle2'.*nearest: level2"),
         (lambda: plain().jacobian(X, 1, 2), StageError, "stage 1 comes before stage 2"),

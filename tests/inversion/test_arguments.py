@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,11 +80,29 @@ def test_ridges_that_do_not_fit(encoder: Encoder, ridge: object) -> None:
         Inverter(encoder, "wiener", ridge=ridge)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"method": np.array(["vjp", "blind"])}, r"unknown method array\(.*; choose one of cascade, wiener"),
+        ({"mode": np.array(["frozen", "fused"])}, r"unknown mode array\(.*; choose one of additive, fused, frozen"),
+        ({"mode": None}, "unknown mode None; choose one of additive"),
+        ({"method": "blind", "start": ["mean"]}, r"unknown start \['mean'\]; choose one of taught, mean"),
+        ({"method": "wiener", "prior": 5}, r"expected a Prior, got int; make one with Prior\.natural"),
+    ],
+)
+def test_what_is_no_choice_is_named(encoder: Encoder, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(OptionError, match=said):
+        Inverter(encoder, **options)
+
+
 OPTIONS: dict[str, tuple[object, tuple[str, ...]]] = {
     "mode": ("additive", ("cascade",)),
     "correctors": (Correctors.unfitted([3, 8, 12]), ("cascade",)),
     "ridge": (0.5, ("wiener",)),
+    "start": ("mean", ("blind",)),
     "starts": (2, ("blind",)),
+    "steps": (2, ("wiener", "blind")),
+    "seconds": (2.0, ("wiener", "blind")),
     "prior": (PRIOR, ("wiener", "blind", "decoder")),
 }
 
@@ -101,4 +120,6 @@ def test_no_option_is_ignored(encoder: Encoder, option: str, method: str) -> Non
 
 @pytest.mark.parametrize("method", METHODS)
 def test_defaults_are_no_options_given(encoder: Encoder, method: str) -> None:
-    Inverter(encoder, method, "frozen", correctors=None, prior=None, starts=1, start=STARTS[0])
+    Inverter(
+        encoder, method, "frozen", correctors=None, prior=None, starts=1, start=STARTS[0], steps=None, seconds=None
+    )

@@ -12,6 +12,7 @@ from oracles.small_nets import image, small_encoder
 from scipy.signal import convolve2d
 from torch import Tensor
 
+from pullback.encoders.torchvision_ops import import_torchvision
 from pullback.errors import ImageError, WeightsError
 from pullback.pictures import Display
 from pullback.studies.metrics import feature_misfit, likeness, lpips, ssim
@@ -78,10 +79,9 @@ def test_lpips_takes_the_backbone_of_the_file(data: Path) -> None:
 def test_lpips_is_the_linear_heads_on_the_differences_of_normalised_features(data: Path) -> None:
     from safetensors.torch import load_file
     from torch.nn import functional as F
-    from torchvision.models import squeezenet1_1
 
     path = data / "weights" / "squeezenet1_1.safetensors"
-    net = squeezenet1_1().eval()
+    net = import_torchvision().models.squeezenet1_1().eval()
     net.load_state_dict({name: t.float() for name, t in load_file(path).items()})
     from torchmetrics.functional.image import lpips as module
 

@@ -173,7 +173,7 @@ class Encoder:
     def stage(self, number: StageName) -> Stage:
         """The stage with this number or name. Raises StageError naming what there is."""
         for s in self.stages:
-            if number in (s.number, s.name) and not isinstance(number, bool):
+            if number in (s.number, s.name) and not isinstance(number, bool | float):
                 return s
         raise StageError(
             f"no stage {number!r}; stages are {', '.join(f'{s.number} ({s.name})' for s in self.stages)}; print(encoder) shows them"

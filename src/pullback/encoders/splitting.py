@@ -190,8 +190,8 @@ def _calls_that_returned(tape: Tape, p: Point) -> list[Call]:
 
 
 def _handed_on(tape: Tape, p: Point) -> Point:
-    """The value itself where `p` is a mere view of the whole of it (backward hooks make such views)."""
-    while p.op != INPUT and tape.ops[p.op].name in ("view", "alias") and len(tape.sources[p.op]) == 1:
+    """The value itself where `p` is a mere view of the whole of it (backward hooks make such views), or it in another type."""
+    while p.op != INPUT and tape.ops[p.op].name in ("view", "alias", "to_copy") and len(tape.sources[p.op]) == 1:
         (source,) = tape.sources[p.op]
         if tape.shapes[source.tensor] != tape.shapes[p.tensor]:
             break

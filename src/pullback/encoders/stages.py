@@ -20,7 +20,7 @@ _GATES = {
 # They pass zeros of a rectified map on as zeros without derivative.
 _PASS_ZEROS = {
     "cat", "view", "reshape", "unsafe_view", "transpose", "permute", "clone", "slice", "split", "max_pool2d_with_indices",
-    "avg_pool2d", "native_dropout", "alias", "contiguous", "channel_shuffle",
+    "avg_pool2d", "native_dropout", "alias", "contiguous", "channel_shuffle", "to_copy",
 }  # fmt: skip
 # They change how the pooled numbers lie in memory, not what they are.
 _MOVING = {

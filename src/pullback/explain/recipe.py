@@ -138,7 +138,7 @@ def _iterative(session: Inversion, stage: Stage, method: str, quality: str, star
     rank = (stage.number + 1) / sum(s.number + 1 for s in encoder.stages)
     seconds = rank * SECONDS[quality] * (BLIND_SHARE if blind else 1 - BLIND_SHARE)
     steps = STEPS[quality][0 if blind else 1]
-    inverter = Inverter(encoder, method, start=start, steps=steps, seconds=seconds, seed=seed)
+    inverter = Inverter(encoder, method, start=start if blind else "taught", steps=steps, seconds=seconds, seed=seed)
     return session.through(inverter).stage(stage.number)
 
 

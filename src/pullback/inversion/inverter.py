@@ -51,8 +51,8 @@ class Inverter:
     steps); `steps` gives the same bits every time, both together no more than `steps`. chunk, memory: see `pullback.Jacobian`.
     precision (cascade, vjp): "bfloat16" for the products, where the hardware has it, two to three times as fast; each picture
     then says the error of one product. seed: of what they draw at random, 0 to 2**63 - 1. Raises OptionError for an unknown
-    method, mode or start, a number that does not fit, or a mode, correctors, ridge, starts or prior that the method would ignore,
-    EncoderError for a network without spatial stages.
+    method, mode or start, a number that does not fit, or an option that the method would ignore, EncoderError for a network
+    without spatial stages.
     """
 
     def __init__(
@@ -81,11 +81,13 @@ class Inverter:
             raise OptionError(
                 f"expected Correctors, got {type(correctors).__name__}; read a file with Correctors.load(path)"
             )
-        if method not in METHODS:
-            raise OptionError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
-        for name, value, offered in (("mode", mode, MODES), ("start", start, STARTS)):
-            if value not in offered:
-                raise OptionError(f"unknown {name} {value!r}; choose one of {', '.join(offered)}")
+        if not (prior is None or isinstance(prior, Prior)):
+            raise OptionError(
+                f"expected a Prior, got {type(prior).__name__}; make one with Prior.natural(mean, std, (height, width))"
+            )
+        for name, value, offered in (("method", method, METHODS), ("mode", mode, MODES), ("start", start, STARTS)):
+            if not isinstance(value, str) or value not in offered:
+                raise OptionError(f"unknown {name} {reprlib.repr(value)}; choose one of {', '.join(offered)}")
         if steps is not None or seconds is not None:
             steps = check_budget(steps, seconds)
         if not 1 <= _whole(starts) <= MOST_STARTS:
@@ -98,7 +100,10 @@ class Inverter:
             ("mode", mode, "frozen", ("cascade",)),
             ("correctors", correctors, None, ("cascade",)),
             ("ridge", ridge, RIDGE, ("wiener",)),
+            ("start", start, STARTS[0], ("blind",)),
             ("starts", starts, 1, ("blind",)),
+            ("steps", steps, None, ("wiener", "blind")),
+            ("seconds", seconds, None, ("wiener", "blind")),
             ("prior", prior, None, ("wiener", "blind", "decoder")),
         )
         for option, given, default, methods in only:

@@ -262,7 +262,7 @@ class BlindMethod(_WholeStages):
                 seconds=seconds,
                 seed=self.seed,
                 start=start,
-                origin=scattered(self.prior, self.seed, starts).to(batch),
+                origin=scattered(self.prior, self.seed, starts).to(self.opened.image),
                 retreat=None if retreat is None else leaking(retreat),
             )
 

@@ -48,8 +48,8 @@ class Decoder:
         """Images (B, c, H, W) of the given size from features (B, C, h, w), in preprocessed units; linear in phi(F)."""
         b, _, h, w = features.shape
         rows, columns = (torch.arange(n, device=features.device) for n in (h, w))
-        inputs = _inputs(features, rows.repeat_interleave(w), columns.repeat(h))
-        cells = (inputs @ self.weight.to(features)).reshape(b, h, w, -1, self.cell, self.cell)
+        inputs = _inputs(features.to(self.weight.dtype), rows.repeat_interleave(w), columns.repeat(h))
+        cells = (inputs @ self.weight.to(inputs)).reshape(b, h, w, -1, self.cell, self.cell)
         fine = cells.permute(0, 3, 1, 4, 2, 5).reshape(b, -1, h * self.cell, w * self.cell)
         return F.interpolate(fine, size, mode="bicubic", align_corners=False)
 
@@ -180,7 +180,7 @@ def _pairs(features: Tensor, images: Tensor, positions: int, dice: torch.Generat
     rows, columns = chosen // w, chosen % w
     fine = F.interpolate(images, (h * cell, w * cell), mode="area")
     outputs = fine.reshape(len(images), -1, h, cell, w, cell)[:, :, rows, :, columns]  # (P, B, c, cell, cell)
-    return _inputs(features, rows, columns), outputs.flatten(2).transpose(0, 1)
+    return _inputs(features.to(images.dtype), rows, columns), outputs.flatten(2).transpose(0, 1)
 
 
 def _inputs(features: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

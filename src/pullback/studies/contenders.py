@@ -98,7 +98,7 @@ def _inverter(key: str, seed: int) -> Callable[[Encoder, Budget], Opener]:
     begun = "mean" if mean else "taught"
 
     def start(encoder: Encoder, budget: Budget) -> Opener:
-        steps, seconds = budget.steps, budget.seconds
+        steps, seconds = (budget.steps, budget.seconds) if method in ("wiener", "blind") else (None, None)
         return Inverter(encoder, method, start=begun, steps=steps, seconds=seconds, memory=MEMORY, seed=seed)
 
     return start

@@ -127,7 +127,10 @@ def mahendran(
         encoder,
         draw,
         mode="Mahendran & Vedaldi",
-        caption="an image whose features match, sought from noise under an alpha-norm and total variation",
+        caption=(
+            "an image searched for features as near as possible to these, from noise, under an alpha-norm and total "
+            "variation; the feature misfit says how near"
+        ),
         settings={"method": "mahendran", "steps": steps, "seconds": seconds},
         seed=seed,
     )
