@@ -2,7 +2,7 @@
 
 The raw picture of channel c is P_c = J^T S_c, S_c = F 1_c. For Gaussian v, <v, P_c> = <J v, S_c> is normal with variance
 ||P_c||^2, so one product J v says something of every channel at once, and n of them give n / ||P_c||^2 times the mean square a
-chi-squared law with n degrees of freedom: the intervals are exact. Pictures are never made.
+chi-squared law with n degrees of freedom: the intervals are exact. That of their sum is Satterthwaite's. Pictures are never made.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _AT_ONCE = 16  # probes whose products are held
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """value and the ends of its interval, (C,) each, float64."""
+    """value and the ends of its interval, float64: (C,) each, of a sum () each."""
 
     value: Tensor
     low: Tensor
@@ -34,14 +34,13 @@ class Estimate:
 class ChannelEnergies:
     """energy: ||P_c||^2 of each channel. foreground: the share of it inside the mask, if one was given.
 
-    total: the energy of all channels, the trace of their Gram matrix, and standard_error: of that. confidence: of each interval
-    on its own. probes: products J v that were spent.
+    total: the energy of all channels, the trace of their Gram matrix. confidence: of each interval on its own; that of the total
+    is approximate, and on the safe side with few probes. probes: products J v that were spent.
     """
 
     energy: Estimate
     foreground: Estimate | None
-    total: float
-    standard_error: float
+    total: Estimate
     confidence: float
     probes: int
 
@@ -76,13 +75,10 @@ def channel_energies(
         seen.append((pushed.double() * at).sum((3, 4)))
     inner = torch.cat(seen)
     # Parts are drawn independently, so that their sum is as good a probe of the whole.
-    squares = inner.sum(1).square()
+    whole = inner.sum(1)
+    energy = _chi_squared(whole.square().mean(0), probes, confidence)
     foreground = None if mask is None else _share(inner.square().mean(0), probes, confidence)
-    total = squares.sum(1)
-    error = float(total.std()) / math.sqrt(probes)
-    return ChannelEnergies(
-        _energy(squares.mean(0), probes, confidence), foreground, float(total.mean()), error, confidence, probes
-    )
+    return ChannelEnergies(energy, foreground, _total(whole, confidence), confidence, probes)
 
 
 def _batches(probes: int) -> list[int]:
@@ -102,11 +98,34 @@ def _parts(mask: Tensor | ArrayLike, jacobian: Jacobian) -> Tensor:
     return torch.stack([m, 1 - m]).where(known, 0.0).sqrt()
 
 
-def _energy(mean: Tensor, n: int, confidence: float) -> Estimate:
+def _chi_squared(mean: Tensor, degrees: float, confidence: float) -> Estimate:
+    """Of a mean that follows a chi-squared law with so many degrees of freedom, up to its scale."""
     from scipy import special  # here: a tenth of a second that most commands need not wait
 
-    low, high = (n / special.chdtri(n, q) for q in ((1 - confidence) / 2, (1 + confidence) / 2))
+    low, high = (degrees / special.chdtri(degrees, q) for q in ((1 - confidence) / 2, (1 + confidence) / 2))
     return Estimate(mean, mean * low, mean * high)
+
+
+def _total(inner: Tensor, confidence: float) -> Estimate:
+    """tr G from n probes z ~ N(0, G), (n, C): chi-squared with n (tr G)^2 / tr G^2 degrees of freedom (Satterthwaite 1946).
+
+    Both traces come from pairs of different probes, so that no probe is its own witness; they are no better known than the
+    variance of n numbers, so the interval is wider as Student's is. Without that it misses where probes are few.
+    """
+    from scipy import special
+
+    n, channels = inner.shape
+    products = inner @ inner.mT
+    own = products.diagonal()
+    squared_trace = own.sum().square() - own.square().sum()  # n (n - 1) times (tr G)^2
+    trace_of_square = (
+        products.square().sum() - own.square().sum()
+    )  # n (n - 1) times tr G^2, which is (tr G)^2 / C or more
+    if not squared_trace:
+        return Estimate(own.mean(), own.mean(), own.mean())
+    degrees = n * float(squared_trace / trace_of_square.clamp(min=squared_trace / channels))
+    q = (1 + confidence) / 2
+    return _chi_squared(own.mean(), degrees * (special.ndtri(q) / special.stdtrit(n - 1, q)) ** 2, confidence)
 
 
 def _share(energies: Tensor, n: int, confidence: float) -> Estimate:
