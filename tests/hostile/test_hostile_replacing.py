@@ -62,10 +62,23 @@ def test_reports_of_other_settings_are_replaced_and_halves_of_them_too(lost: lis
     assert run("photo.jpg", "--target", "0").status == 0
     for suffix in lost:
         Path(f"out/photo.{suffix}").unlink()
-    assert run("photo.jpg", "--target", "1").status == 0
+    said = "photo: the report that stands there is of other settings or another picture: made anew"
+    again = run("photo.jpg", "--target", "1")
+    assert again.status == 0 and (said in again.err) == ("json" not in lost)
     assert record("photo")["target"]["index"] == 1
-    assert run("photo.jpg", "--target", "0").status == 0
+    again = run("photo.jpg", "--target", "0")
+    assert again.status == 0 and said in again.err
     assert record("photo")["target"]["index"] == 0
+    again = run("photo.jpg", "--target", "1", "--overwrite")
+    assert again.status == 0 and said not in again.err
+
+
+def test_a_half_of_the_same_report_is_made_whole_without_a_word(run: Run) -> None:
+    saved("photo.jpg")
+    assert run("photo.jpg").status == 0
+    Path("out/photo.png").unlink()
+    again = run("photo.jpg")
+    assert again.status == 0 and "made anew" not in again.err and Path("out/photo.png").is_file()
 
 
 def test_an_index_says_of_what_run_it_is_and_that_a_later_one_may_have_other_reports(run: Run) -> None:

@@ -192,6 +192,11 @@ def _one(
     if kept is not None:
         progress.advance(parts(encoder), f"{job.stem}: done before")
         return _entry(job, shown, kept)
+    before = _record(folder, job.stem)
+    if not options.overwrite and is_record(before) and before["run"] != run:
+        progress.note(
+            f"note: {job.stem}: the report that stands there is of other settings or another picture: made anew"
+        )
     notes = (*loaded.notes, *encoder.preprocessing.notes(loaded.image), *(mask.notes if mask else ()))
 
     begun = 0
