@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pullback import Encoder, Inverter, check
 from pullback.errors import EncoderError
+from pullback.measures import leading_share
 
 
 class Blocks(nn.Module):
@@ -126,13 +127,43 @@ class Widening(Blocks):
         return self.head(self.third(self.second(F.relu(self.first(x))).to(self.third[0].weight)).mean((2, 3)).float())
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_part_in_float64_draws_what_the_same_network_in_float32_does(method: str) -> None:
+KINDS = [*((method, "frozen") for method in METHODS), ("cascade", "additive"), ("cascade", "fused")]
+
+
+@pytest.mark.parametrize(("method", "mode"), KINDS)
+def test_a_part_in_float64_draws_what_the_same_network_in_float32_does(method: str, mode: str) -> None:
     plain, wide = Widening(), Widening()
     wide.third.double()
     assert [(s.name, s.gate) for s in encoder_of(wide).stages] == [(s.name, s.gate) for s in encoder_of(plain).stages]
     assert encoder_of(wide).features(IMAGE).dtype == torch.float64
-    expected = drawn(encoder_of(plain), method)
-    found = drawn(encoder_of(wide), method)
+    expected, found = (drawn(encoder_of(net), method, mode) for net in (plain, wide))
     assert found.dtype == torch.float32
     assert (found - expected).norm() < 1e-4 * expected.norm()
+    if method in ("cascade", "vjp"):
+        with (
+            Inverter(encoder_of(plain), method, mode)(IMAGE) as a,
+            Inverter(encoder_of(wide), method, mode)(IMAGE) as b,
+        ):
+            one, other = (inv.cls(2).full.tensor for inv in (a, b))
+            assert (one - other).norm() < 1e-4 * one.norm()
+
+
+def test_a_part_in_float64_has_the_same_leading_share() -> None:
+    plain, wide = Widening(), Widening()
+    wide.third.double()
+    a, b = (leading_share(encoder_of(net).jacobian(IMAGE, 2), block=2, depth=2) for net in (plain, wide))
+    assert a.share == pytest.approx(b.share, rel=1e-4)
+
+
+class Flushing(Blocks):
+    """The second block's output passes through half precision, which has no numbers below 3e-8 but zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.third(self.second(F.relu(self.first(x))).half().float()).mean((2, 3)))
+
+
+def test_a_map_that_was_cast_to_half_is_not_rectified() -> None:
+    """A zero there may be an open gate's small value, so a certificate must not say that zeros have no derivative."""
+    stage = encoder_of(Flushing()).stages[0]
+    assert (stage.name, stage.rectified) == ("second", False)
+    assert all(s.rectified for s in encoder_of(Widening()).stages)

@@ -72,9 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if os.environ.get("PULLBACK_TRACEBACK", "") not in ("", "0"):
             raise
-        if isinstance(error, OSError) and error.filename is not None:
-            # A folder that may not be read, a name that is too long, a full disk: nothing that pullback could mend.
-            _leave(f"{os.fsdecode(error.filename)}: {error.strerror}; free it, or give another path", 2)
+        if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+            # A folder that may not be read, a name that is too long: nothing that pullback could mend.
+            place = os.fsdecode(error.filename2 or error.filename)
+            _leave(f"{place}: {error.strerror}; free it, or give another path", 2)
         _leave(
             f"unexpected {type(error).__name__}: {error} (this is a fault of pullback: please report it; "
             "PULLBACK_TRACEBACK=1 shows the whole traceback)",

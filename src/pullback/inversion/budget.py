@@ -15,7 +15,7 @@ def check_budget(steps: int | None, seconds: float | None) -> int | None:
         raise OptionError("a budget needs steps, seconds, or both (then no more than these steps)")
     if steps is not None and (isinstance(steps, bool) or not _positive(steps, operator.index)):
         raise OptionError(f"steps must be a positive whole number, but got steps={steps!r}")
-    if seconds is not None and (isinstance(seconds, bool | str) or not _positive(seconds, float)):
+    if seconds is not None and (isinstance(seconds, bool | str | bytes) or not _positive(seconds, float)):
         raise OptionError(f"seconds must be a positive number, but got seconds={seconds!r}")
     return None if steps is None else operator.index(steps)
 
@@ -24,7 +24,7 @@ def _positive(value: Any, convert: Callable[[Any], float]) -> bool:
     """Whether `value` converts to a number above 0."""
     try:
         return convert(value) > 0
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 

@@ -107,7 +107,7 @@ class CascadeMethod:
         if self.kind == "additive":
             own = torch.zeros_like(self.opened.image)
             for c, b in self._additive(level, at):
-                own += torch.einsum("k,kchw->chw", at.alpha[c], b)
+                own += torch.einsum("k,kchw->chw", at.alpha[c].to(b), b)
         elif self.kind == "fused":
             own = self.cascade.pull(at.features[None], level)[0]
         else:
@@ -127,9 +127,9 @@ class CascadeMethod:
         at = self.opened.measure(level)
         total = omega.sum(1)[:, None, None, None]
         if self.kind == "additive":
-            own = omega.new_zeros(len(omega), *self.opened.image.shape)
+            own = self.opened.image.new_zeros(len(omega), *self.opened.image.shape)
             for c, b in self._additive(level, at):
-                own += torch.einsum("dk,kchw->dchw", omega[:, c], b)
+                own += torch.einsum("dk,kchw->dchw", omega[:, c].to(b), b)
             return Drawn(own, total * self._null(level), self._figures(at), self._notes(level), natural=False)
         null = total * self._offset(level)
         return self._as_frozen(self._freeze(level).linear(combined(at, omega)) + null, null, at, level)
