@@ -188,12 +188,11 @@ def _one(
     loaded, mask, origin = _read(job)
     shown = encoder.preprocessing.crop(loaded.image)
     run = _fingerprint(options, encoder, correctors, loaded, mask)
-    kept = None if options.overwrite else _finished(folder, job.stem, run)
-    if kept is not None:
+    before = None if options.overwrite else _record(folder, job.stem)
+    if is_record(before) and before["run"] == run and _drawn(folder, job.stem):
         progress.advance(parts(encoder), f"{job.stem}: done before")
-        return _entry(job, shown, kept)
-    before = _record(folder, job.stem)
-    if not options.overwrite and is_record(before) and before["run"] != run:
+        return _entry(job, shown, before)
+    if is_record(before) and before["run"] != run:
         progress.note(
             f"note: {job.stem}: the report that stands there is of other settings or another picture: made anew"
         )
@@ -259,11 +258,9 @@ def _fingerprint(
     return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
-def _finished(folder: Path, stem: str, run: str) -> dict[str, object] | None:
-    """The record of a finished report of the same run, if all its files are there."""
-    found = _record(folder, stem)
-    whole = all((folder / f"{stem}.{suffix}").is_file() for suffix in ("html", "png"))
-    return found if whole and is_record(found) and found["run"] == run else None
+def _drawn(folder: Path, stem: str) -> bool:
+    """Whether the page and the panel of a report are there."""
+    return all((folder / f"{stem}.{suffix}").is_file() for suffix in ("html", "png"))
 
 
 def _record(folder: Path, stem: str) -> Any:

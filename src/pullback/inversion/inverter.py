@@ -30,6 +30,7 @@ METHODS = ("cascade", "wiener", "blind", "decoder", "vjp")
 MODES = ("additive", "fused", "frozen")
 STARTS = ("taught", "mean")
 MOST_STARTS = 16
+ITERATIVE = ("wiener", "blind")  # the methods that work within a budget
 ROUNDED = (
     "cascade",
     "vjp",
@@ -102,8 +103,8 @@ class Inverter:
             ("ridge", ridge, RIDGE, ("wiener",)),
             ("start", start, STARTS[0], ("blind",)),
             ("starts", starts, 1, ("blind",)),
-            ("steps", steps, None, ("wiener", "blind")),
-            ("seconds", seconds, None, ("wiener", "blind")),
+            ("steps", steps, None, ITERATIVE),
+            ("seconds", seconds, None, ITERATIVE),
             ("prior", prior, None, ("wiener", "blind", "decoder")),
         )
         for option, given, default, methods in only:
@@ -174,7 +175,7 @@ class Inverter:
             **(cascade if self.method == "cascade" else {}),
             **({"ridge": self.ridge} if self.method == "wiener" else {}),
             **({"start": self.start, "starts": self.starts} if self.method == "blind" else {}),
-            **(iterative if self.method in ("wiener", "blind") else {}),
+            **(iterative if self.method in ITERATIVE else {}),
             **({"precision": self.precision} if self.precision is not None else {}),
             **({"prior": prior} if self.method == "decoder" else {}),
         }

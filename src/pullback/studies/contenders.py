@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pullback.encoders import Encoder
 from pullback.errors import OptionError
 from pullback.inversion import Correctors, Inverter
-from pullback.inversion.inverter import MODES
+from pullback.inversion.inverter import ITERATIVE, MODES
 from pullback.inversion.wiener import RIDGE
 from pullback.studies.mahendran import mahendran
 from pullback.studies.options import METHODS
@@ -98,7 +98,7 @@ def _inverter(key: str, seed: int) -> Callable[[Encoder, Budget], Opener]:
     begun = "mean" if mean else "taught"
 
     def start(encoder: Encoder, budget: Budget) -> Opener:
-        steps, seconds = (budget.steps, budget.seconds) if method in ("wiener", "blind") else (None, None)
+        steps, seconds = (budget.steps, budget.seconds) if method in ITERATIVE else (None, None)
         return Inverter(encoder, method, start=begun, steps=steps, seconds=seconds, memory=MEMORY, seed=seed)
 
     return start
